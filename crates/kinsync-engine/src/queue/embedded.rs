@@ -175,7 +175,7 @@ impl EmbeddedQueue {
     /// Writes to the disk as an enqueue does, without a change of the queue.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] if no entry could be stored now, [`Error::Closed`].
+    /// [`Error::Unavailable`] if no entry could be stored now, or only few because the disk is full; [`Error::Closed`].
     pub async fn check(&self) -> Result<(), Error> {
         self.call(|reply| Command::Check { reply }).await
     }

@@ -7,8 +7,9 @@
 use std::{
     collections::BTreeSet,
     ffi::OsString,
+    fs::{self, File},
     io::{BufRead as _, BufReader, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Arc,
     time::Duration,
@@ -92,16 +93,15 @@ async fn child_that_enqueues() {
     .await;
 }
 
-/// Needs a kernel that gives user namespaces, or root: it mounts a file system of 48 MiB.
+/// Runs a test of this binary on a file system of this size. Needs a kernel that gives user namespaces, or root.
 #[cfg(target_os = "linux")]
-#[test]
-fn a_full_disk_refuses_and_recovers_without_a_restart() {
+fn run_on_a_disk_of(size: &str, test: &str) {
     let dir = tempfile::tempdir().unwrap();
-    let mount = r#"mount -t tmpfs -o size=48m tmpfs "$KINSYNC_QUEUE_TEST_DIR" && exec "$0" "$@""#;
+    let mount = format!(r#"mount -t tmpfs -o size={size} tmpfs "$KINSYNC_QUEUE_TEST_DIR" && exec "$0" "$@""#);
     let output = Command::new("unshare")
-        .args(["--map-root-user", "--mount", "sh", "-c", mount])
+        .args(["--map-root-user", "--mount", "sh", "-c", &mount])
         .arg(std::env::current_exe().unwrap())
-        .args(child_arguments("queue_crash::child_on_a_tiny_disk"))
+        .args(child_arguments(test))
         .env(DIR, dir.path())
         .output()
         .expect("`unshare` of util-linux is installed");
@@ -111,6 +111,55 @@ fn a_full_disk_refuses_and_recovers_without_a_restart() {
         "{printed}\n{}",
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_refuses_and_recovers_without_a_restart() {
+    run_on_a_disk_of("48m", "queue_crash::child_on_a_tiny_disk");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_check_fails_as_long_as_the_disk_is_full() {
+    run_on_a_disk_of("96m", "queue_crash::child_that_checks_a_tiny_disk");
+}
+
+#[tokio::test]
+#[ignore = "the child of another test"]
+async fn child_that_checks_a_tiny_disk() {
+    let Some(dir) = child_dir() else { return };
+    let queue = open(&dir, Config { is_spool: true, ..Config::default() }).unwrap();
+    for is_log_grown in [false, true] {
+        if is_log_grown {
+            for number in 0..150 {
+                queue.enqueue(entry(&format!("{number}-{}", "x".repeat(40_000)))).await.unwrap();
+            }
+            assert_eq!(drain(&queue).await.len(), 150);
+            assert!(fs::metadata(dir.join("queue/queue.sqlite-wal")).unwrap().len() > 4 << 20);
+        }
+        queue.check().await.unwrap();
+        let other = dir.join("other");
+        take_all_room(&other);
+        for _ in 0..100 {
+            let refused = queue.check().await;
+            assert!(matches!(refused, Err(Error::Unavailable { .. })), "log is grown: {is_log_grown}");
+        }
+        fs::remove_file(other).unwrap();
+        for _ in 0..100 {
+            queue.check().await.unwrap();
+        }
+    }
+    println!("it was full and recovered");
+}
+
+fn take_all_room(path: &Path) {
+    let (mut file, mut size) = (File::create(path).unwrap(), 1 << 20);
+    while size > 0 {
+        if file.write_all(&vec![0; size]).is_err() {
+            size /= 2;
+        }
+    }
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::file::{PAGE, WAL_PAGES, private_file};
 
 /// The log at its largest, twice; half of it will do.
-const SIZE: u64 = 2 * WAL_PAGES as u64 * PAGE as u64;
+pub(super) const SIZE: u64 = 2 * WAL_PAGES as u64 * PAGE as u64;
 /// Shortest time between two attempts to write it.
 const PAUSE: Duration = Duration::from_millis(100);
 

@@ -235,6 +235,7 @@ impl Writer {
                     effects.erased.extend(found.removed);
                     Outcome::Matched(found.matched)
                 }
+                Command::Check { .. } if self.is_disk_full() => Outcome::Refused(self.no_room()),
                 Command::Check { .. } => {
                     self.file.touch()?;
                     Outcome::Done

@@ -3,7 +3,10 @@
 use super::{Command, Writer};
 use crate::queue::{
     Error,
-    embedded::file::{self, PAGE},
+    embedded::{
+        file::{self, PAGE},
+        reserve,
+    },
 };
 
 /// Size above which the file of an empty queue is made small again: 64 MiB.
@@ -24,6 +27,21 @@ impl Writer {
         if self.transact(&[Command::Acked], &acked).is_err() {
             self.shared.state().restore_acked(acked);
         }
+    }
+
+    /// Whether the disk has no more room than the reserve takes. A page may fit all the same: into what the log has written before, or what
+    /// the queue gave up.
+    #[cfg(unix)]
+    pub(super) fn is_disk_full(&self) -> bool {
+        // A file system that does not count fails when it is written.
+        rustix::fs::statvfs(self.file.dir()).is_ok_and(|disk| {
+            disk.f_blocks > 0 && disk.f_bavail.saturating_mul(disk.f_frsize) < reserve::SIZE
+        })
+    }
+
+    #[cfg(not(unix))]
+    pub(super) fn is_disk_full(&self) -> bool {
+        false
     }
 
     pub(super) fn no_room(&self) -> Error {
