@@ -28,6 +28,8 @@ use super::{
 };
 /// Longest time that an entry waits for the shared queue. A webhook has to be answered within seconds.
 const DEADLINE: Duration = Duration::from_secs(1);
+/// Longest time that it waits for the disk of the spool, which may hang.
+const SPOOL_DEADLINE: Duration = Duration::from_secs(3);
 /// Longest time for one entry that moves from the spool.
 const MOVE_DEADLINE: Duration = Duration::from_secs(10);
 /// Entries that move at the same time.
@@ -136,6 +138,13 @@ impl SpooledQueue {
         accepted
     }
 
+    /// Stores an entry in the spool. After an error it may be stored all the same: the shared queue knows its id.
+    async fn store(&self, entry: Entry) -> Result<Enqueued, Error> {
+        timeout(SPOOL_DEADLINE, self.spool.enqueue(entry)).await.unwrap_or_else(|elapsed| {
+            Err(unanswered_in_time("the disk of the spool", SPOOL_DEADLINE, elapsed))
+        })
+    }
+
     /// Returns the newest known state of the shared queue, and how old it is if it is not of now.
     fn newest(&self, counted: Option<Stats>) -> (Stats, Option<Duration>) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -197,8 +206,8 @@ fn renamed(error: Error) -> Error {
 #[async_trait]
 impl Queue for SpooledQueue {
     async fn enqueue(&self, entry: Entry) -> Result<Enqueued, Error> {
-        if self.is_failing.load(Relaxed) {
-            return match self.spool.enqueue(entry.clone()).await {
+        if self.is_failing.load(Relaxed) && !self.is_spool_failing.load(Relaxed) {
+            return match self.store(entry.clone()).await {
                 Err(Error::Unavailable { .. } | Error::Full { .. } | Error::Refused { .. }) => {
                     self.accept(entry, DEADLINE).await
                 }
@@ -209,7 +218,7 @@ impl Queue for SpooledQueue {
             // The next request of the user makes it again.
             full @ Err(Error::Full { .. }) if matches!(entry.payload, Payload::Sighting(_)) => full,
             Err(Error::Unavailable { .. } | Error::Refused { .. } | Error::Full { .. } | Error::Closed) => {
-                self.spool.enqueue(entry).await
+                self.store(entry).await
             }
             answer => answer,
         }

@@ -4,7 +4,7 @@
 // KINSYNC_DISK_FAIL_SYNC: number of the sync of the queue that fails with EIO.
 // KINSYNC_DISK_BAD: "inode first last": reads of these bytes of a file fail with EIO.
 // KINSYNC_DISK_CONTROL: file with a first byte that makes calls on the files of the store fail: `N` writes with ENOSPC, `W` writes
-// with EIO, `S` syncs with EIO, `R` reads with EIO. Its bytes 8 to 15 count the failures.
+// with EIO, `S` syncs with EIO, `R` reads with EIO. Its bytes 8 to 15 count the failures. With `H` syncs of the queue hang.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -57,6 +57,12 @@ static int store_fault(int fd, const char *faults) {
     long count = __sync_add_and_fetch(&failures, 1);
     syscall(SYS_pwrite64, control, &count, sizeof count, 8);
     return fault == 'N' ? ENOSPC : EIO;
+}
+
+// Waits as long as the control file says that the disk hangs.
+static void hang(void) {
+    char fault = 0;
+    while (control >= 0 && syscall(SYS_pread64, control, &fault, 1, 0) == 1 && fault == 'H') usleep(1000);
 }
 
 static void put(const void *bytes, size_t length) {
@@ -129,6 +135,7 @@ static int sync_file(int fd, long call) {
     if (store_fault(fd, "S")) return errno = EIO, -1;
     char buffer[4096];
     const char *name = queue_file(fd, buffer, sizeof buffer);
+    if (name) hang();
     if (name && __sync_add_and_fetch(&syncs, 1) == fail_sync) {
         record('F', name, 0, NULL, 0);
         return errno = EIO, -1;

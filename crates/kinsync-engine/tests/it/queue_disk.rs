@@ -16,15 +16,22 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use kinsync_engine::internal::queue::{Queue, embedded::Config};
+use kinsync_engine::internal::queue::{Error, Queue, embedded::Config};
+use kinsync_testing::redis::{DURABLE, TestRedis};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use tokio::time::timeout;
 
 use crate::{
-    queue_conformance::{LEASE, counts, entry, ids},
+    queue_conformance::{LEASE, claim_all, counts, entry, event_ids, ids},
     queue_crash::{DIR, child_arguments, child_dir},
     queue_damage::{file, payload_of, written},
     queue_embedded::{drain, enqueue_all, open},
+    queue_rabbitmq::WITHIN,
+    queue_spooled::World,
 };
+
+/// Names the file that controls the faults of `disk.c`.
+pub(crate) const CONTROL: &str = "KINSYNC_DISK_CONTROL";
 
 /// Returns the compiled `disk.c`.
 fn library() -> &'static Path {
@@ -263,6 +270,35 @@ async fn child_that_sets_a_batch_aside() {
 fn print_line(line: &str) {
     use std::io::Write as _;
     std::io::stdout().write_all(format!("{line}\n").as_bytes()).unwrap();
+}
+
+#[test]
+fn a_disk_of_the_spool_that_hangs_delays_no_delivery_that_the_shared_queue_accepts() {
+    let (dir, control) = (tempfile::tempdir().unwrap(), tempfile::NamedTempFile::new().unwrap());
+    let faults = [(CONTROL, control.path().display().to_string())];
+    let printed = child("queue_disk::child_with_a_spool_that_hangs", dir.path(), &faults);
+    assert!(printed.contains("all was accepted"), "{printed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "the child of another test"]
+async fn child_with_a_spool_that_hangs() {
+    let Some(dir) = child_dir() else { return };
+    let control = PathBuf::from(std::env::var_os(CONTROL).unwrap());
+    let redis = TestRedis::start(DURABLE);
+    let world = World::start(&redis, &dir);
+    world.queue.enqueue(entry("before")).await.unwrap();
+    fs::write(&control, "H").unwrap();
+    redis.kill();
+    let refused = timeout(WITHIN, world.queue.enqueue(entry("outage"))).await.expect("it is answered");
+    assert!(matches!(refused, Err(Error::Unavailable { .. })), "{refused:?}");
+    redis.launch();
+    let accepted = async { while world.queue.enqueue(entry("outage")).await.is_err() {} };
+    timeout(WITHIN, accepted).await.expect("the shared queue accepts it");
+    fs::write(&control, " ").unwrap();
+    assert_eq!(event_ids(&claim_all(&*world.queue, 2).await), ["before", "outage"]);
+    world.end().await;
+    println!("all was accepted");
 }
 
 #[tokio::test]

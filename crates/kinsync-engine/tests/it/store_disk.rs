@@ -27,11 +27,9 @@ use tokio::time::{Instant, sleep};
 use crate::{
     pipeline::event_entry,
     queue_crash::child_dir,
-    queue_disk::child,
+    queue_disk::{CONTROL, child},
     store_rows::{get, id},
 };
-
-const CONTROL: &str = "KINSYNC_DISK_CONTROL";
 
 const USERS: usize = 12;
 
