@@ -5,7 +5,7 @@
 //! - `rows`: entries and dead letters as fields of a stream
 //! - `storing`: entries that are stored together
 //! - `search`: finds entries by their payload, to erase them
-//! - `unreadable`: entries of a newer version of kinsync
+//! - `unreadable`: entries of a newer version of kinsync, and damaged ones
 //! - `server`: what the configuration of the server means for accepted entries
 //! - `*.lua`: each change of more than one key is one script, so a crash leaves no half of it
 //!
@@ -24,10 +24,13 @@ use secrecy::SecretString;
 use tokio::sync::{Mutex, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::connection::{Connection, Failure};
 pub use self::{
     address::check_address,
     server::{Durability, Server},
+};
+use self::{
+    connection::{Connection, Failure},
+    rows::Content,
 };
 use super::{
     Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_ENTRY, MAX_LISTED, Matched, Matcher, Queue,
@@ -227,20 +230,19 @@ impl Shared {
         let (newest, entries) = claimed;
         let is_all = entries.is_empty();
         let mut decoded = Vec::with_capacity(entries.len());
-        let mut unreadable = Vec::new();
+        let (mut newer, mut damaged) = (Vec::new(), Vec::new());
         for (id, earlier, fields) in entries {
             let id = EntryId::new(id);
             match rows::entry(&fields) {
-                Some(entry) => {
+                Content::Entry(entry) => {
                     let attempts = u32::try_from(earlier).unwrap_or_default();
                     decoded.push(Claimed { id, attempts, entry });
                 }
-                None => unreadable.push((id, earlier)),
+                Content::Newer => newer.push((id, earlier)),
+                Content::Damaged => damaged.push(id),
             }
         }
-        if !unreadable.is_empty() {
-            self.leave(unreadable).await;
-        }
+        self.leave(newer, damaged).await;
         Ok((is_all.then_some(newest), decoded))
     }
 
@@ -373,7 +375,7 @@ impl Queue for RedisQueue {
             if !claimed.claimed.is_empty() {
                 return Ok(std::mem::take(&mut claimed.claimed));
             }
-            // Without an id, entries of a newer version came first.
+            // Without an id, entries that cannot be read came first.
             let Some(newest) = newest else { continue };
             let wait = self.shared.wait_beyond(&newest);
             self.shared.closed.run_until_cancelled(wait).await.unwrap_or(Err(Error::Closed))?;

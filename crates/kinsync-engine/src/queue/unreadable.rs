@@ -1,7 +1,8 @@
 //! Entries of a shared queue that this version of kinsync cannot read.
 //!
-//! During an upgrade processes of two versions share the queue, and only the newer ones can read what a newer one wrote. So such an
-//! entry is left to other processes, and becomes a dead letter an hour after it was stored.
+//! During an upgrade processes of two versions share the queue, and only the newer ones can read what a newer one wrote. So an
+//! entry of another format or with an unknown scheme is left to other processes, and becomes a dead letter an hour after it was stored. One that
+//! cannot be read for any other reason becomes one at once: no version could read it.
 
 use std::{
     collections::HashMap,
@@ -18,7 +19,7 @@ use crate::random;
 /// Reason of a dead letter that another version of kinsync wrote.
 pub(super) const UNREADABLE: &str = "this version of kinsync cannot read the entry";
 
-/// Reason of a dead letter that no version wrote so.
+/// Reason of a dead letter that no version can read.
 pub(super) const DAMAGED: &str = "the entry is damaged, or another program wrote it";
 
 /// Pause before an entry of another version is claimed again that could not become a dead letter.

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering::SeqCst},
@@ -25,7 +25,7 @@ use kinsync_engine::{
     },
 };
 use kinsync_testing::{rabbitmq::TestRabbitmq, redis::TestRedis};
-use lapin::{BasicProperties, Channel, options as lapin_options, types::FieldTable};
+use lapin::{BasicProperties, Channel, options as lapin_options, types::{AMQPValue, FieldTable}};
 use tokio::{task::JoinSet, time::timeout};
 
 use crate::{
@@ -192,6 +192,70 @@ async fn publish_newer(channel: &Channel, queue: &str, count: usize, made_at: Mi
         id
     }));
     published.await.into_iter().collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_redis_a_damaged_entry_becomes_a_dead_letter_at_once_and_an_unknown_scheme_is_left() {
+    let prefix = TestRedis::prefix();
+    let config =
+        redis::Config { prefix: prefix.clone(), ..redis::Config::new(TestRedis::shared().url().into()) };
+    let queue: Arc<dyn Queue> = Arc::new(RedisQueue::new(config, Clock::system()).unwrap());
+    let right = [
+        ("format", "1"),
+        ("event_id", "e"),
+        ("scheme", "hmac_sha256"),
+        ("received_at", "7"),
+        ("signed_at", ""),
+        ("body", "{}"),
+    ];
+    let mut all = ::redis::Pipeline::new();
+    for changed in ["format", "event_id", "scheme", "received_at", "signed_at", "body"] {
+        let add = all.cmd("XADD").arg(format!("{{{prefix}}}:queue")).arg("*").ignore();
+        for (name, value) in right.into_iter().filter(|(name, _)| *name != changed) {
+            add.arg(name).arg(value);
+        }
+    }
+    let of_new_scheme = all.cmd("XADD").arg(format!("{{{prefix}}}:queue")).arg("*").ignore();
+    for (name, value) in right {
+        of_new_scheme.arg(name).arg(if name == "scheme" { "of a newer version" } else { value });
+    }
+    all.exec_async(&mut redis_connection().await).await.unwrap();
+    let _worker = worker(&queue);
+    until("six are damaged, one is left", async || counts(&*queue).await == (1, 6)).await;
+    until("it is reported", async || newer_version(&*queue).await == 1).await;
+    let letters = queue.dead_letters(None, 9).await.unwrap();
+    assert!(letters.iter().all(|letter| letter.reason.contains("damaged")), "{letters:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_rabbitmq_a_damaged_message_becomes_a_dead_letter_at_once_and_an_unknown_scheme_is_left() {
+    let (rabbitmq, prefix) = (TestRabbitmq::shared(), TestRabbitmq::prefix());
+    let Fresh { queue, _dir } = open(rabbitmq, &prefix, Clock::system());
+    queue.stats().await.unwrap();
+    let (connection, channel) = other_program(rabbitmq).await;
+    let text = |text: &str| AMQPValue::LongString(text.into());
+    let header = |scheme: &str| {
+        [("event_id", text("e")), ("scheme", text(scheme)), ("received_at", AMQPValue::LongLongInt(7))]
+    };
+    let message = async |number: u8, headers: Vec<(&str, AMQPValue)>| {
+        let headers = headers.into_iter().map(|(name, value)| (name.into(), value));
+        let id = format!("{:016x}-{number:08x}-00000000", Clock::system().now().0);
+        let properties = BasicProperties::default()
+            .with_type("kinsync.entry.1".into())
+            .with_message_id(id.into())
+            .with_headers(FieldTable::from(headers.collect::<BTreeMap<_, _>>()));
+        publish(&channel, &format!("{prefix}.queue"), properties).await;
+    };
+    for (number, missing) in (0..).zip(["event_id", "scheme", "received_at"]) {
+        message(number, header("hmac_sha256").into_iter().filter(|(name, _)| *name != missing).collect()).await;
+    }
+    message(9, header("of a newer version").into()).await;
+    let _worker = worker(&queue);
+    until("three are damaged, one is left", async || counts(&*queue).await == (1, 3)).await;
+    until("it is reported", async || newer_version(&*queue).await == 1).await;
+    let letters = queue.dead_letters(None, 9).await.unwrap();
+    assert!(letters.iter().all(|letter| letter.reason.contains("damaged")), "{letters:?}");
+    connection.close(200, "a test".into()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,18 +16,33 @@ pub(super) fn add_entry(script: &mut Cmd, entry: &Entry) {
     script.arg(&entry.payload.bytes()[..]);
 }
 
-/// Returns the entry of these fields; `None` if this version cannot read it.
-pub(super) fn entry(fields: &Value) -> Option<Entry> {
-    if text(fields, "format")? != FORMAT {
-        return None;
+/// What this version can read of the fields of an entry.
+pub(super) enum Content {
+    Entry(Entry),
+    /// A newer version wrote it.
+    Newer,
+    /// It is damaged, or another program wrote it.
+    Damaged,
+}
+
+/// Reads the fields of an entry.
+pub(super) fn entry(fields: &Value) -> Content {
+    match text(fields, "format") {
+        Some(FORMAT) => known(fields).unwrap_or(Content::Damaged),
+        Some(_) => Content::Newer,
+        None => Content::Damaged,
     }
+}
+
+/// Reads the fields of this format. A newer version may have added a scheme.
+fn known(fields: &Value) -> Option<Content> {
     let signed_at = text(fields, "signed_at")?;
     let signed_at = if signed_at.is_empty() { None } else { Some(Micros(signed_at.parse().ok()?)) };
     let body = Bytes::copy_from_slice(field(fields, "body")?);
-    Some(Entry {
-        event_id: text(fields, "event_id")?.to_owned(),
-        received_at: time(fields, "received_at")?,
-        payload: Payload::from_parts(text(fields, "scheme")?, signed_at, body)?,
+    let (event_id, received_at) = (text(fields, "event_id")?.to_owned(), time(fields, "received_at")?);
+    Some(match Payload::from_parts(text(fields, "scheme")?, signed_at, body) {
+        Some(payload) => Content::Entry(Entry { event_id, received_at, payload }),
+        None => Content::Newer,
     })
 }
 

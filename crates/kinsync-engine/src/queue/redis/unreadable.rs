@@ -5,16 +5,17 @@ use redis::{Pipeline, Value};
 use super::{FAR, GROUP, Shared, millis, rows, unless_lost};
 use crate::queue::{
     EntryId, Error,
-    unreadable::{UNREADABLE, UNREADABLE_PAUSE, log_unreadable, pause},
+    unreadable::{DAMAGED, UNREADABLE, UNREADABLE_PAUSE, log_unreadable, pause},
 };
 
 impl Shared {
-    /// Leaves claimed entries, each with the number of its earlier deliveries, to newer processes. Old ones become dead letters. Not a part
-    /// of the claim: with its error, the others would wait for the end of their lease.
-    pub(super) async fn leave(&self, unreadable: Vec<(EntryId, i64)>) {
+    /// Leaves claimed entries of a newer version, each with the number of its earlier deliveries, to its processes. Old ones become dead
+    /// letters, and damaged ones. Not a part of the claim: with its error, the others would wait for the end of their lease.
+    pub(super) async fn leave(&self, newer: Vec<(EntryId, i64)>, damaged: Vec<EntryId>) {
         let now = self.clock.now();
-        let (mut released, mut left, mut dead) = (Pipeline::new(), Vec::new(), Vec::new());
-        for (id, earlier) in unreadable {
+        let (mut released, mut left) = (Pipeline::new(), Vec::new());
+        let mut dead: Vec<_> = damaged.into_iter().map(|id| (id, DAMAGED.to_owned())).collect();
+        for (id, earlier) in newer {
             let Some(pause) = rows::stored_at(id.as_str()).and_then(|at| pause(at, now)) else {
                 dead.push((id, UNREADABLE.to_owned()));
                 continue;
