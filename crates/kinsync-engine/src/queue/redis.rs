@@ -16,7 +16,11 @@
 //!
 //! How durable an accepted entry is depends on the server: see `docs/guides/redis.md`.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use redis::{Cmd, Pipeline, Value, cmd};
@@ -123,6 +127,8 @@ struct Shared {
     batches: Batches,
     /// Entries of a newer version of kinsync.
     left: Left,
+    /// The pending entry at which the next claim begins.
+    next_pending: std::sync::Mutex<String>,
     /// Ends the task that stores entries.
     storing: CancellationToken,
     closed: CancellationToken,
@@ -169,6 +175,7 @@ impl RedisQueue {
             waiting,
             batches: Batches::default(),
             left: Left::default(),
+            next_pending: std::sync::Mutex::new("0-0".into()),
             storing: supervisor.child_token(),
             closed: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -220,14 +227,16 @@ impl Shared {
         let idle = FAR.saturating_sub(lease.max(Duration::from_millis(1)));
         let mut script = script(include_str!("redis/claim.lua"), &[&self.keys.stream]);
         script.arg(GROUP).arg(max.max(1)).arg(CLAIM_BYTES).arg(millis(idle)).arg(millis(FAR));
-        let claimed: (String, Vec<(String, i64, Value)>) = match self.commands.run(&script).await {
+        script.arg(self.next_pending().as_str());
+        let claimed: (String, String, Vec<(String, i64, Value)>) = match self.commands.run(&script).await {
             Err(failure) if failure.is_no_group() => {
                 self.make_group().await?;
                 self.commands.run(&script).await?
             }
             claimed => claimed?,
         };
-        let (newest, entries) = claimed;
+        let (newest, next_pending, entries) = claimed;
+        *self.next_pending() = next_pending;
         let is_all = entries.is_empty();
         let mut decoded = Vec::with_capacity(entries.len());
         let (mut newer, mut damaged) = (Vec::new(), Vec::new());
@@ -244,6 +253,10 @@ impl Shared {
         }
         self.leave(newer, damaged).await;
         Ok((is_all.then_some(newest), decoded))
+    }
+
+    fn next_pending(&self) -> MutexGuard<'_, String> {
+        self.next_pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the consumer group, from the first entry of the stream.

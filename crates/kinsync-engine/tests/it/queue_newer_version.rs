@@ -24,8 +24,14 @@ use kinsync_engine::{
         store::embedded::EmbeddedStore,
     },
 };
-use kinsync_testing::{rabbitmq::TestRabbitmq, redis::TestRedis};
-use lapin::{BasicProperties, Channel, options as lapin_options, types::{AMQPValue, FieldTable}};
+use kinsync_testing::{
+    rabbitmq::TestRabbitmq,
+    redis::{DURABLE, TestRedis},
+};
+use lapin::{
+    BasicProperties, Channel, options as lapin_options,
+    types::{AMQPValue, FieldTable},
+};
 use tokio::{task::JoinSet, time::timeout};
 
 use crate::{
@@ -185,13 +191,53 @@ fn open(rabbitmq: &TestRabbitmq, prefix: &str, clock: Clock) -> Fresh {
 
 /// Publishes messages of a newer version, made at this time. Returns their ids.
 async fn publish_newer(channel: &Channel, queue: &str, count: usize, made_at: Micros) -> BTreeSet<String> {
-    let published = join_all((0..count).map(async |number| {
+    let published = join_all((0..count).map(|number| async move {
         let id = format!("{:016x}-{number:08x}-00000000", made_at.0);
         let properties = BasicProperties::default().with_type("kinsync.entry.2".into());
         publish(channel, queue, properties.with_message_id(id.as_str().into())).await;
         id
     }));
     published.await.into_iter().collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_redis_a_claim_looks_at_some_of_them_and_the_next_one_at_those_that_follow() {
+    let redis = TestRedis::start(DURABLE);
+    let queue = RedisQueue::new(redis::Config::new(redis.url().into()), Clock::system()).unwrap();
+    let client = ::redis::Client::open(redis.url()).unwrap();
+    let mut newer = client.get_multiplexed_async_connection().await.unwrap();
+    // Of an age at which each is left for the longest time.
+    let made_at = Clock::system().now().0 / 1_000 - 600_000;
+    let mut all = ::redis::Pipeline::new();
+    for number in 1..=3_000 {
+        all.cmd("XADD")
+            .arg("{kinsync}:queue")
+            .arg(format!("{made_at}-{number}"))
+            .arg("format")
+            .arg("2")
+            .ignore();
+    }
+    all.exec_async(&mut newer).await.unwrap();
+    for id in ["1", "2", "3"] {
+        queue.enqueue(entry(id)).await.unwrap();
+    }
+    let mut readable = claim(&queue, 4_000).await;
+    assert_eq!(event_ids(&readable), ["1", "2", "3"]);
+    queue.retry(&ids(&readable), Duration::ZERO).await.unwrap();
+    assert!(redis.run("CONFIG RESETSTAT").starts_with("+OK"));
+    readable.clear();
+    while readable.len() < 3 {
+        readable.extend(claim(&queue, 1).await);
+    }
+    assert_eq!(event_ids(&readable), ["1", "2", "3"]);
+    let calls = |command: &str| {
+        let stats = redis.text("INFO commandstats");
+        let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+        line.and_then(|line| line.split(',').next()?.parse::<u64>().ok()).unwrap()
+    };
+    let (claims, pages) = (calls("eval"), calls("xautoclaim"));
+    assert!(claims > 10 && pages <= 16 * claims, "{pages} pages in {claims} claims");
+    assert_eq!(counts(&queue).await, (3_003, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -247,7 +293,8 @@ async fn in_rabbitmq_a_damaged_message_becomes_a_dead_letter_at_once_and_an_unkn
         publish(&channel, &format!("{prefix}.queue"), properties).await;
     };
     for (number, missing) in (0..).zip(["event_id", "scheme", "received_at"]) {
-        message(number, header("hmac_sha256").into_iter().filter(|(name, _)| *name != missing).collect()).await;
+        message(number, header("hmac_sha256").into_iter().filter(|(name, _)| *name != missing).collect())
+            .await;
     }
     message(9, header("of a newer version").into()).await;
     let _worker = worker(&queue);
@@ -314,6 +361,7 @@ async fn in_rabbitmq_more_of_them_than_the_server_delivers_at_once_hold_up_no_ot
         while found.len() < newer.len() {
             let delivery = deliveries.next().await.unwrap().unwrap();
             found.insert(delivery.properties.message_id().as_ref().unwrap().to_string());
+            delivery.acker.ack(lapin_options::BasicAckOptions::default()).await.unwrap();
         }
     };
     timeout(WITHIN, all).await.expect("none is lost");
