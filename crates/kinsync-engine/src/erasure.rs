@@ -9,7 +9,7 @@
 //! again.
 //!
 //! Every step can be repeated. The record of an erasure in progress comes first and goes last, so that any process continues an
-//! interrupted one. All processes erase the user from their own queues, and one erases everything once more after ten minutes: a
+//! interrupted one. All processes erase the user from their own queues, and one erases everything once more after two hours: a
 //! process may have read something before the erasure and logged it afterwards.
 
 mod automatic;
@@ -25,6 +25,8 @@ use serde::Serialize;
 use tokio::sync::broadcast;
 
 use self::record::InProgress;
+#[cfg(any(feature = "redis", feature = "rabbitmq"))]
+pub(crate) use self::record::SETTLED_AFTER;
 pub(crate) use self::{
     automatic::{Automatic, LEASE},
     record::ErasedUsers,

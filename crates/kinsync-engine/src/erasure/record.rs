@@ -19,6 +19,9 @@ use crate::{
 /// Entries of one erasure: repetitions have other times.
 const PAGE: usize = 100;
 
+/// Records of erasures in one read.
+const RECORDS: usize = 500;
+
 const ERASED: &str = "erased/";
 
 const IN_PROGRESS: &str = "erasing/";
@@ -30,8 +33,9 @@ const FORMAT: u32 = 1;
 const TAKE_OVER_AFTER: Duration = Duration::from_secs(30);
 
 /// Time after which everything is erased once more: what a process had read before the erasure and logged afterwards. Longer than
-/// the lease of a queued delivery.
-const SETTLED_AFTER: Duration = Duration::from_mins(10);
+/// the lease of a queued delivery, and than a delivery of a newer version waits in a shared queue: a search may not find it there, and finds what
+/// it became, an entry of the log or a dead letter.
+pub(crate) const SETTLED_AFTER: Duration = Duration::from_hours(2);
 
 /// What happens to the fields of the application in the document of the user.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
@@ -149,14 +153,21 @@ async fn remove_state(store: &dyn Store, key: String) -> Result<(), Error> {
     }
 }
 
-/// Returns erasures that are not over, in the order of the users.
-pub(super) async fn in_progress(store: &dyn Store, limit: usize) -> Result<Vec<(UserId, InProgress)>, Error> {
-    let records = store.list_states(IN_PROGRESS, None, limit).await?;
-    let decoded = records.into_iter().filter_map(|(key, saved)| {
-        let user = UserId::parse(key.strip_prefix(IN_PROGRESS)?).ok()?;
-        Some((user, decode(&saved.value)?))
-    });
-    Ok(decoded.collect())
+/// Returns the erasures that are not over, in the order of the users.
+pub(super) async fn in_progress(store: &dyn Store) -> Result<Vec<(UserId, InProgress)>, Error> {
+    let (mut found, mut after) = (Vec::new(), None::<String>);
+    loop {
+        let page = store.list_states(IN_PROGRESS, after.as_deref(), RECORDS).await?;
+        after = page.last().map(|(key, _)| key.clone());
+        let is_last = page.len() < RECORDS;
+        found.extend(page.into_iter().filter_map(|(key, saved)| {
+            let user = UserId::parse(key.strip_prefix(IN_PROGRESS)?).ok()?;
+            Some((user, decode(&saved.value)?))
+        }));
+        if is_last {
+            return Ok(found);
+        }
+    }
 }
 
 fn decode(value: &serde_json::Value) -> Option<InProgress> {
@@ -193,5 +204,25 @@ impl ErasedUsers {
             .filter(|(_, record)| record.is_some())
             .map(|(user, _)| user.clone())
             .collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::embedded::EmbeddedStore;
+
+    #[tokio::test]
+    async fn every_erasure_that_is_not_over_is_found() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let store = EmbeddedStore::open(dir.path()).expect("the folder is empty");
+        let begun = InProgress::new(BTreeSet::new(), ApplicationFields::Keep, Micros(1));
+        for number in 0..=RECORDS {
+            let user = UserId::parse(&format!("kp_{number:04}")).expect("an id");
+            begin(&store, &user, begun.clone()).await.expect("the disk works");
+        }
+        let found = in_progress(&store).await.expect("the disk works");
+        assert_eq!(found.len(), RECORDS + 1);
+        assert_eq!(found.last().map(|(user, _)| user.as_str()), Some("kp_0500"));
     }
 }

@@ -18,9 +18,6 @@ use crate::{
 /// Interval of the search for erasures: a cache must not show an erased user for more than a second.
 const EVERY: Duration = Duration::from_millis(500);
 
-/// Erasures per search.
-const PAGE: usize = 500;
-
 /// Pause between two attempts to continue an erasure.
 const RETRY_EVERY: Duration = Duration::from_secs(30);
 
@@ -66,7 +63,7 @@ impl Eraser {
             self.drop_dead_letters().await?;
             done.dead_letters = true;
         }
-        let known = record::in_progress(&*self.store, PAGE).await?;
+        let known = record::in_progress(&*self.store).await?;
         done.local.retain(|user, _| known.iter().any(|(known, _)| known == user));
         for (user, progress) in known {
             if done.local.get(&user) != Some(&progress.requested_at) {

@@ -14,7 +14,7 @@ use kinsync_core::Micros;
 use tokio::time::Instant;
 
 use super::{EntryId, Error};
-use crate::random;
+use crate::{erasure::SETTLED_AFTER, random};
 
 /// Reason of a dead letter that another version of kinsync wrote.
 pub(super) const UNREADABLE: &str = "this version of kinsync cannot read the entry";
@@ -27,6 +27,8 @@ pub(super) const UNREADABLE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Age at which an entry becomes a dead letter.
 const PATIENCE: Duration = Duration::from_hours(1);
+// An erasure may not find them until then.
+const _: () = assert!(PATIENCE.as_secs() * 3 / 2 < SETTLED_AFTER.as_secs());
 /// Shortest and longest pause, without jitter, before an entry is looked at again.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// Time for which an entry counts as left to others: longer than any pause.

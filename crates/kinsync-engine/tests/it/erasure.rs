@@ -202,7 +202,7 @@ async fn nothing_that_arrives_later_is_stored_of_an_erased_user(fresh: Fresh) {
         deleted_user(store, user).await;
         erase(engine.eraser(), user).await.expect("deleted");
         // While the erasure is in progress, what is about the user is removed from the queue.
-        continue_later(&fresh.store, Duration::from_mins(11)).await;
+        continue_later(&fresh.store, Duration::from_hours(3)).await;
     }
     let state = async || {
         store.load(&[id(user)]).await.expect("the store answers").pop().flatten().expect("stored").state
@@ -300,7 +300,7 @@ async fn a_restart_drops_the_dead_letters_of_erased_users_alone(fresh: Fresh) {
     drain(&stopped).await;
     stopped.stop().await;
     erase(running.eraser(), "kp_ada").await.expect("deleted");
-    continue_later(&fresh.store, Duration::from_mins(11)).await;
+    continue_later(&fresh.store, Duration::from_hours(3)).await;
     let started = engine(other.path(), &fresh.store, projector::Config::default()).await;
     started.start();
     let letters = async || {
