@@ -134,7 +134,8 @@ impl Entry {
     /// Returns what follows for an object from an event of this version about a user that names it: that it did not exist when the
     /// newest complete list was made. `None`: the list contains it or is older, or what is known says so already.
     ///
-    /// The events of its creation and of its deletion may both be lost.
+    /// The events of its creation and of its deletion may both be lost. A missing record is no evidence alone, so the list has to be one
+    /// that another list has confirmed.
     #[must_use]
     pub fn unlisted(known: Option<&Self>, named: &Version, listed: Option<&Version>) -> Option<Self> {
         let listed = listed.filter(|listed| named <= listed)?;

@@ -42,7 +42,7 @@ const PAGE: usize = 1000;
 /// Records written concurrently.
 const CONCURRENCY: usize = 8;
 
-/// Record of the newest complete lists.
+/// Record of the newest complete lists that are proofs.
 pub(crate) const LISTED: Key =
     Key::new("directory.listed", "events that are older than the last scan may show deleted roles");
 

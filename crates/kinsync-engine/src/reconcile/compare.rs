@@ -77,6 +77,14 @@ impl RemoteUser {
         Self { user, profile, signed_in: None, at, not_after, version: OnceLock::new() }
     }
 
+    /// Returns the codes of the organizations of the user, as far as the page has them.
+    pub(super) fn organizations(&self) -> &[String] {
+        match self.profile.value(Field::OrganizationCodes) {
+            Some(Value::Codes(codes)) => codes,
+            _ => &[],
+        }
+    }
+
     fn version(&self) -> &Version {
         self.version.get_or_init(|| snapshot::version(self.at, &self.profile))
     }

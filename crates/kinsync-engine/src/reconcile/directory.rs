@@ -2,11 +2,15 @@
 //!
 //! Kinde sends no event to a user when a role gets another key or another permission. A scan therefore lists all three kinds
 //! and the permissions of each role. What a list lacks is read again before it counts as deleted, an empty list deletes
-//! nothing, and unusually many deletions of one kind are held as a whole until an operator approves them.
+//! nothing, and unusually many deletions of one kind are held as a whole until an operator approves them. A list that a second one
+//! confirms is a proof for older events ([`crate::directory`]).
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use kinde::management::{self, Organization, Permission, Role};
+use kinde::{
+    management::{self, Organization, Role},
+    response::RequestTiming,
+};
 use kinsync_core::{Entry, Fact, Micros, Value, Version};
 
 use super::{
@@ -156,9 +160,9 @@ impl Inner {
         for one in &unreadable {
             also(&mut lists.not_compared, &one.0);
         }
-        let listed: HashSet<&str> = changes.iter().map(|change| change.id.as_str()).collect();
+        let listed: HashSet<String> = changes.iter().map(|change| change.id.clone()).collect();
         let is_unlisted = |(id, stored): &(&String, &Stored)| {
-            stored.kind == kind && stored.entry.is_live() && !listed.contains(id.as_str())
+            stored.kind == kind && stored.entry.is_live() && !listed.contains(*id)
         };
         let unlisted: Vec<String> = known.iter().filter(is_unlisted).map(|(id, _)| id.clone()).collect();
         // An empty list deletes nothing.
@@ -179,12 +183,23 @@ impl Inner {
         let Some(term) = run.writes() else { return Ok(()) };
         let now = self.clock.now();
         self.retry_store(|| directory::observe_read(&*self.store, differing.clone(), now)).await?;
-        if is_complete {
+        if is_complete && self.is_proof(kind, &listed, scanned).await? {
             let record = || Listed::record(&*self.store, term, kind, &version);
             let is_recorded = self.retry_store(record).await?;
             return if is_recorded { Ok(()) } else { Err(Error::LeaseLost) };
         }
         Ok(())
+    }
+
+    /// Returns whether these are all objects of a kind, so that an older event about another one shows nothing. A list may lack objects
+    /// that nothing stored names, so no read of one can confirm it: a second list has to lack them too, and so have the pages of users.
+    async fn is_proof(&self, kind: Kind, listed: &HashSet<String>, scanned: &Scanned) -> Result<bool, Error> {
+        let is_named = kind != Kind::Organization || scanned.are_organizations_in(listed);
+        let is_proof = is_named && !listed.is_empty() && self.relisted(kind).await?.1.is_subset(listed);
+        if !is_proof {
+            tracing::debug!(?kind, "Kinde's list is no proof: it is empty, or another response names more");
+        }
+        Ok(is_proof)
     }
 
     /// Draws the deletions of `live` objects of a kind on their budget. Returns `false`, and reports them as held, if those without an
@@ -224,7 +239,8 @@ impl Inner {
         if unlisted.is_empty() {
             return Ok(Some(absent));
         }
-        let relisted = self.relisted_permissions(kind).await?;
+        // Kinde has no read of one permission.
+        let relisted = if kind == Kind::Permission { Some(self.relisted(kind).await?) } else { None };
         for id in unlisted {
             let (exists, timing) = match kind {
                 Kind::Organization => {
@@ -235,7 +251,10 @@ impl Inner {
                     let read = self.kinde.role(&id).await?;
                     (read.value.is_some(), read.timing)
                 }
-                Kind::Permission => (relisted.1.contains(&id), relisted.0.expect("permissions were listed")),
+                Kind::Permission => {
+                    let (timing, ids) = relisted.as_ref().expect("permissions were listed");
+                    (ids.contains(&id), *timing)
+                }
             };
             if exists {
                 tracing::warn!(id, ?kind, "Kinde's list lacks an object that a second read finds");
@@ -247,16 +266,22 @@ impl Inner {
         Ok(Some(absent))
     }
 
-    /// Lists the permissions once more, because Kinde has no read of one.
-    async fn relisted_permissions(
-        &self,
-        kind: Kind,
-    ) -> Result<(Option<kinde::response::RequestTiming>, HashSet<String>), Error> {
-        if kind != Kind::Permission {
-            return Ok((None, HashSet::new()));
-        }
-        let permissions: kinde::response::Response<Vec<Permission>> = self.kinde.permissions().all().await?;
-        Ok((Some(permissions.timing), permissions.value.into_iter().map(|one| one.id).collect()))
+    /// Lists the codes or ids of a kind once more.
+    async fn relisted(&self, kind: Kind) -> Result<(RequestTiming, HashSet<String>), Error> {
+        Ok(match kind {
+            Kind::Organization => {
+                let all = self.kinde.organizations().all().await?;
+                (all.timing, all.value.into_iter().map(|one| one.code).collect())
+            }
+            Kind::Role => {
+                let all = self.kinde.roles().all().await?;
+                (all.timing, all.value.into_iter().map(|one| one.id).collect())
+            }
+            Kind::Permission => {
+                let all = self.kinde.permissions().all().await?;
+                (all.timing, all.value.into_iter().map(|one| one.id).collect())
+            }
+        })
     }
 
     /// Lists the roles once more. A key that does not have the same id in both lists is left out: it moved meanwhile.

@@ -128,6 +128,7 @@ struct Compared {
     comparison: i64,
     canaries: Vec<String>,
     removals: Removals,
+    organizations: HashSet<String>,
     sent: Option<(Micros, Micros)>,
     next_token: Option<String>,
 }
@@ -178,6 +179,7 @@ pub(super) async fn scan(
         scanned.canaries.extend(compared.canaries);
         scanned.canaries.truncate(CANARIES);
         scanned.removals.merge(compared.removals);
+        scanned.add_organizations(compared.organizations);
         // The last page has no next token: the previous checkpoint stays until the end of the run.
         if run.mode == RunMode::Backfill && compared.next_token.is_some() {
             let checkpoint = from.at(compared.next_token, scanned.tally.clone());
@@ -272,6 +274,7 @@ impl Inner {
         let first_fields = seen.first().map(|seen| seen.profile.iter().map(|(field, _)| field));
         let is_in_all = |field: &Field| seen.iter().all(|seen| seen.profile.value(*field).is_some());
         let fields = first_fields.map(|fields| fields.filter(is_in_all).collect());
+        let organizations = seen.iter().flat_map(RemoteUser::organizations).cloned().collect();
         // The repair loads the rows again.
         drop((rows, seen));
         unproven.extend(self.repair_compared(observations, differing, compared.as_ref(), &mut tally).await?);
@@ -285,6 +288,7 @@ impl Inner {
             comparison,
             canaries: ids.iter().take(CANARIES).map(UserId::to_string).collect(),
             removals,
+            organizations,
             sent,
             next_token,
         })

@@ -22,7 +22,7 @@ use crate::{
     pipeline::{drain, engine},
     rebuild::assert_explained,
     reconcile::{World, until_requested},
-    roles::{join, keys, membership, reconcile, reconciler, roles as roles_of},
+    roles::{join, keys, membership, reconcile, reconciler, roles as roles_of, with_roles},
     roles_truth::{Known, assert_memberships},
     stores::{Fresh, on_every_store},
     suspended::Suspended,
@@ -36,6 +36,8 @@ on_every_store! {
     one_scan_repairs_lost_events_of_roles_permissions_and_organizations
     an_old_event_about_an_object_that_a_list_lacked_restores_nothing
     what_only_an_older_event_of_a_user_names_did_not_exist_at_the_list
+    an_empty_list_is_no_proof_for_what_an_older_event_names
+    a_list_that_lacks_an_organization_by_mistake_is_no_proof
     a_reset_record_makes_no_older_event_a_proof
     a_key_that_moves_to_another_role_during_a_scan_changes_no_member
     an_empty_list_of_roles_or_organizations_deletes_nothing
@@ -279,6 +281,71 @@ async fn what_only_an_older_event_of_a_user_names_did_not_exist_at_the_list(fres
     let is_shown = shown().await;
     assert!(!is_shown.contains("org_new") && !is_shown.contains("org_gone"), "{is_shown:?}");
     assert_explained(&*world.fresh.store, "after the second list").await;
+}
+
+/// Returns whether an organization, a role or a permission exists; `None` without a record.
+async fn is_live(world: &World, id: &str) -> Option<bool> {
+    let stored = directory::find(&*world.fresh.store, id).await.expect("the store answers");
+    stored.map(|stored| stored.entry.is_live())
+}
+
+/// Returns the event of the user about its organizations.
+fn joined(world: &World, user: &str, code: &str) -> Entry {
+    world.kinde.add_to_organization(user, code, &[], &[]).expect("a user");
+    world.events().pop().expect("an event")
+}
+
+async fn an_empty_list_is_no_proof_for_what_an_older_event_names(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let ada = world.import(1).remove(0);
+    let late = joined(&world, &ada, "org_1");
+    // No page of users names an organization, and no record an object that the list lacks.
+    for member in world.kinde.user(&ada).expect("there").organizations {
+        world.kinde.remove_from_organization(&ada, &member.code).expect("a member");
+    }
+    world.kinde.set_fault(Fault::always(FaultKind::EmptyList).on("organizations"));
+    reconcile(&world).await;
+    world.deliver(vec![late]).await;
+    assert_eq!(is_live(&world, "org_1").await, None, "{}", world.fresh.name);
+}
+
+async fn a_list_that_lacks_an_organization_by_mistake_is_no_proof(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let ada = world.import(1).remove(0);
+    for code in ["org_1", "org_2", "org_3"] {
+        let edit = OrganizationEdit { code: Some(code.to_owned()), ..OrganizationEdit::default() };
+        world.kinde.create_organization(edit).expect("a new code");
+    }
+    let scan = async || {
+        world.later().await;
+        let scanner = world.reconciler(2, with_roles());
+        let run = scanner.run(RunMode::Reconcile, &|_| {}, &CancellationToken::new()).await;
+        run.expect("Kinde and the store answer");
+    };
+    let late = joined(&world, &ada, "org_2");
+    world.kinde.remove_from_organization(&ada, "org_2").expect("a member");
+    // The second page of the first list begins too late, and no page of users names the organization.
+    let drift = FaultKind::PaginationDrift { by: 1 };
+    world.kinde.set_fault(Fault::times(drift.clone(), 1).on("organizations"));
+    scan().await;
+    assert_eq!(is_live(&world, "org_3").await, Some(true), "listed");
+    assert_eq!(is_live(&world, "org_2").await, None, "not listed");
+    world.deliver(vec![late]).await;
+    assert_eq!(is_live(&world, "org_2").await, None, "{}: a second list has it", world.fresh.name);
+
+    let late = joined(&world, &ada, "org_2");
+    world.kinde.set_fault(Fault::always(drift).on("organizations"));
+    scan().await;
+    world.deliver(vec![late]).await;
+    assert_eq!(is_live(&world, "org_2").await, None, "{}: a page of users has it", world.fresh.name);
+    let shown = async || {
+        let document = world.documents().await.remove(&ada).expect("stored");
+        document.organizations.expect("listed").into_iter().any(|one| one.code == "org_2")
+    };
+    assert!(shown().await, "{}", world.fresh.name);
+    world.kinde.clear_faults();
+    scan().await;
+    assert_memberships(&world, Known::Scanned(&BTreeSet::new()), "after a complete scan").await;
 }
 
 async fn a_reset_record_makes_no_older_event_a_proof(fresh: Fresh) {

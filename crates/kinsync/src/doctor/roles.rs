@@ -20,8 +20,9 @@ pub(super) async fn examine(config: &Config) -> Finding {
     match read(&client).await {
         Ok(Found { organizations, roles }) => {
             let pages = |items: usize| items.div_ceil(config.reconcile.page_size as usize).max(1);
-            // One list of permissions, and one list of members or permissions for each organization and role.
-            let least = pages(organizations) + pages(roles) + 1 + organizations + roles;
+            // A list that is not empty is read twice. Each organization and role has a list of members or permissions.
+            let lists = |items: usize| pages(items) * if items > 0 { 2 } else { 1 };
+            let least = lists(organizations) + lists(roles) + 1 + organizations + roles;
             let most = 2 * config.reconcile.permission_reads;
             let found = format!(
                 "{organizations} organizations and {roles} roles: at least {least} requests per scan, and up to {most} for members with \

@@ -12,6 +12,8 @@ use crate::{reconcile::record::Tally, scan_watermark, store::Row};
 
 /// Maximum removals per scan, made or held. The next scan finds the rest.
 const MOST: usize = 100_000;
+/// Maximum organizations of which the codes are kept. With more of them no list of organizations is a proof.
+const MOST_ORGANIZATIONS: usize = 10_000;
 /// Longest wait until reads can order what a scan could not order. A longer one shows a wrong clock, and there is none.
 const LONGEST_LEAD: Duration = Duration::from_secs(10);
 /// Resolution of the time of a response.
@@ -45,6 +47,8 @@ pub(in crate::reconcile) struct Scanned {
     pub(in crate::reconcile) removals: Removals,
     /// Hashes of held deletions and removals.
     pub(in crate::reconcile) held: HashSet<u64>,
+    /// Codes of the organizations that pages name.
+    pub(in crate::reconcile) organizations: HashSet<String>,
 }
 
 impl Scanned {
@@ -57,6 +61,17 @@ impl Scanned {
             }
             (known, fields) => known.or(fields),
         };
+    }
+
+    pub(super) fn add_organizations(&mut self, codes: HashSet<String>) {
+        if self.organizations.len() <= MOST_ORGANIZATIONS {
+            self.organizations.extend(codes);
+        }
+    }
+
+    /// Returns whether a list has all organizations that a page names.
+    pub(in crate::reconcile) fn are_organizations_in(&self, listed: &HashSet<String>) -> bool {
+        self.organizations.len() <= MOST_ORGANIZATIONS && self.organizations.is_subset(listed)
     }
 }
 

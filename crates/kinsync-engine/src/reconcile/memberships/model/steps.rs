@@ -144,6 +144,7 @@ impl Steps<'_> {
             let known = known.as_ref().map(|stored| &stored.entry);
             let listed = named.listed(kind(object));
             if let Some(entry) = Entry::unlisted(known, &version, listed.as_ref()) {
+                self.memos.unlisted.set(self.memos.unlisted.get() + 1);
                 self.observe(&mut named, object, (4, change), || entry);
             }
         }
@@ -345,9 +346,11 @@ impl Steps<'_> {
         let (tenant, now) = (self.history.tenant(changes), self.history.tenant(self.from.changes));
         let version = Version::snapshot(time(changes, 50), "");
         let mut world = *self.from;
+        let from_page = self.from.scan.page;
         let objects: Vec<usize> = (0..3).filter(|object| kind(*object) == listed).collect();
         let list = |object: &usize| tenant.object(*object, &version, true);
-        let is_empty = objects.iter().all(|object| list(object).is_none());
+        let has_others = listed == Kind::Organization && self.history.has_others;
+        let is_empty = !has_others && objects.iter().all(|object| list(object).is_none());
         let is_unlisted = |object: &&usize| {
             list(object).is_none() && self.from.records[**object].is_some_and(|known| known.entry.is_live())
         };
@@ -355,6 +358,11 @@ impl Steps<'_> {
         // What the list lacks is read again.
         let exists = |object: &usize| now.object(*object, &version, false).is_some();
         let is_whole = unlisted.is_empty() || (!is_empty && !unlisted.iter().any(exists));
+        // A second list confirms a proof, and so does the page of the user.
+        let lacks = |object: &usize| list(object).is_none();
+        let is_named = |object: &usize| *object == 0 && self.history.tenant(from_page).member.is_some();
+        let is_confirmed = |object: &usize| !lacks(object) || !(exists(object) || is_named(object));
+        let is_proof = is_whole && !is_empty && objects.iter().all(is_confirmed);
         for object in &objects {
             let Some(entry) = list(object) else { continue };
             if self.from.records[*object].is_none_or(|known| known.entry.differs(&entry)) {
@@ -373,7 +381,7 @@ impl Steps<'_> {
         self.add("scan compares a list", |next| {
             next.records = world.records;
             let proof = &mut next.listed[usize::from(listed == Kind::Role)];
-            *proof = (*proof).max(is_whole.then_some(version.at));
+            *proof = (*proof).max(is_proof.then_some(version.at));
             if listed == Kind::Role {
                 next.scan.roles = changes;
                 // An empty list of organizations deletes nothing. The memberships come from the page of the user.
