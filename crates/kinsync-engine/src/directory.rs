@@ -3,8 +3,10 @@
 //! Events and lists join into the records. User documents show names and keys, so a change of a record is spread to the users
 //! that refer to it ([`crate::spread`]). The write of a changed record marks it, so no kill loses that a spread is due.
 //!
-//! A complete list of one kind is a proof: an older event changes nothing that the list contains, and what the list does not
-//! contain did not exist at that time. That holds for what an event about a user names, too ([`observe_events`]).
+//! A complete list of one kind that another one confirms is a proof: an older event changes nothing that the list contains, and what the
+//! list does not contain did not exist at that time, whatever arrives first. What an event about a user names did not exist either, if the
+//! event is applied after the list ([`observe_events`]). The list looks only at records, so what an event named before and no record
+//! contains is shown until the next read of the user.
 
 mod observed;
 mod role_keys;
