@@ -343,7 +343,7 @@ enum Kind {
     Garbage,
     /// Lists: no entries.
     EmptyList,
-    /// Members: no role of any member.
+    /// Members: no role of any member. Permissions of a member: without the roles that give them.
     NoRoles,
     /// Search, properties of a user: no property of any user.
     NoProperties,

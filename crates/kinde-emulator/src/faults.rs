@@ -173,7 +173,7 @@ pub enum FaultKind {
         /// Entries that are skipped (positive) or repeated (negative) between two pages.
         by: i64,
     },
-    /// Members of an organization: the list contains no role of any member.
+    /// Members of an organization: the list contains no role of any member. Permissions of a member: the list names no roles.
     NoRoles,
     /// Search for users, properties of a user: the results contain no property of any user.
     NoProperties,

@@ -38,6 +38,7 @@ use super::{
 use crate::{
     apply::ComparedRows,
     pending_checks::PendingChecks,
+    random,
     scan_watermark::{ScanNumber, is_compared},
     snapshot,
     state_records::Key,
@@ -60,8 +61,11 @@ struct Comparison<'a> {
     approved: &'a Approved,
     lists: &'a Lists,
     found: MembershipTally,
-    /// Members with permissions that need a read.
+    /// Members with permissions that need a read: a random choice of as many as may be read. In a fixed order, members with permissions
+    /// that no read makes known would take the reads of all others.
     due: Vec<Unread>,
+    /// Members that need a read, chosen or not.
+    all_due: u64,
     /// Reads of members that are left.
     reads: usize,
     /// Whether the limit has left members to the next scan.
@@ -79,10 +83,15 @@ impl Comparison<'_> {
     }
 
     fn add_due(&mut self, seen: &Seen) {
+        self.all_due += 1;
         if self.due.len() < self.reads {
             self.due.push(self.unread(seen));
-        } else {
-            self.postpone(1);
+            return;
+        }
+        self.postpone(1);
+        let position = usize::try_from(random::number::<u64>() % self.all_due).unwrap_or(usize::MAX);
+        if position < self.due.len() {
+            self.due[position] = self.unread(seen);
         }
     }
 
@@ -175,10 +184,10 @@ impl Inner {
             not_compared: lists.not_compared.clone(),
             ..MembershipTally::default()
         };
-        let (due, reads) = (Vec::new(), self.config.member_reads);
+        let (due, all_due, reads) = (Vec::new(), 0, self.config.member_reads);
         let (is_limited, has_read) = (false, false);
         let mut comparison =
-            Comparison { run, approved, lists: &lists, found, due, reads, is_limited, has_read };
+            Comparison { run, approved, lists: &lists, found, due, all_due, reads, is_limited, has_read };
         let outcome = self.compare_organizations(&mut comparison, scanned, progress).await;
         // Where no read succeeds, for example without the scope, an earlier scan reads no more.
         let continues = comparison.is_limited && comparison.has_read;
@@ -212,7 +221,9 @@ impl Inner {
             }
             progress(&scanned.tally);
         }
-        let due = std::mem::take(&mut comparison.due);
+        let mut due = std::mem::take(&mut comparison.due);
+        // Some of the reads may be used meanwhile.
+        due.sort_by_cached_key(|_| random::number::<u64>());
         for unread in comparison.draw_reads(due).chunks(REPAIRED_TOGETHER) {
             self.read_due(unread, comparison, scanned).await?;
         }

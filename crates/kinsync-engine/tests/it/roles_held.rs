@@ -32,6 +32,7 @@ on_every_store! {
     a_check_of_a_member_reads_again_what_one_read_lacks
     held_removals_of_roles_are_held_by_each_scan_whatever_the_interval
     members_above_the_limit_of_reads_are_read_by_the_next_scans_whatever_the_interval
+    a_member_with_permissions_that_no_read_makes_known_takes_no_reads_of_others
     permissions_that_one_list_of_a_role_lacks_stay
     a_role_that_has_lost_most_permissions_is_held_until_an_approval
     small_losses_of_many_roles_are_held_together
@@ -274,6 +275,42 @@ async fn members_above_the_limit_of_reads_are_read_by_the_next_scans_whatever_th
         PendingChecks::remove(&*world.fresh.store, &scan).await.expect("the store answers");
     }
     assert_eq!(reconcile_with(&world, seldom()).await.memberships, None, "all are read");
+}
+
+async fn a_member_with_permissions_that_no_read_makes_known_takes_no_reads_of_others(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let kinde = &world.kinde;
+    let role = |key: &str, permission: &str| {
+        let permission = kinde.create_permission(RoleEdit::keyed(permission)).expect("new").id;
+        let role = kinde.create_role(RoleEdit::keyed(key)).expect("new").id;
+        kinde.set_role_permissions(&role, std::slice::from_ref(&permission), &[]).expect("there");
+        (role, permission)
+    };
+    let (former, read) = role("former", "read");
+    role("admin", "write");
+    reconcile(&world).await;
+    kinde.set_role_permissions(&former, &[], &[read]).expect("there");
+    // The first member in every list has a permission that the role may have given: without its roles, a list does not tell.
+    let users = world.import(3);
+    kinde.add_to_organization(&users[0], "org_1", &keys(&["former"]), &keys(&["read"])).expect("a user");
+    world.deliver(vec![world.events().pop().expect("an event")]).await;
+    users[1..].iter().for_each(|user| join(&world, user, &["admin"]));
+    kinde.set_fault(Fault::always(FaultKind::NoRoles).on("member_permissions"));
+    let mut unknown = 3;
+    for _ in 0..64 {
+        let run = reconcile_with(&world, Config { member_reads: 1, ..with_roles() }).await;
+        unknown = unknown_permissions(&run);
+        if unknown == 1 {
+            break;
+        }
+    }
+    assert_eq!(unknown, 1, "{}", world.fresh.name);
+    for user in &users[1..] {
+        assert_eq!(
+            membership(&world, user).await.and_then(|found| found.permissions),
+            Some(keys(&["write"]))
+        );
+    }
 }
 
 /// A member with roles that give these numbers of permissions.

@@ -192,13 +192,15 @@ pub(super) async fn permissions(
     Params(query): Params<PermissionsQuery>,
 ) -> Result<Response, ErrorResponse> {
     let member = member(&emulator, &code, &id)?;
-    let is_empty = emulator.faults_table().empties("member_permissions");
+    let faults = emulator.faults_table().on_page("member_permissions");
+    let is_empty = faults.contains(&FaultKind::EmptyList);
+    let has_roles = query.expand.as_deref() == Some("roles") && !faults.contains(&FaultKind::NoRoles);
     let unknowns = &emulator.config().unknowns;
     let tenant = emulator.tenant();
     let listed = tenant.directory.permissions_of(&member, unknowns.user_permissions);
     let item = |(permission, roles): (&_, Vec<_>)| {
         let mut item = shown_permission(permission, unknowns.missing_in_api);
-        if query.expand.as_deref() == Some("roles") {
+        if has_roles {
             let roles: Vec<Value> = roles.into_iter().map(shown_role_key).collect();
             item["roles"] = json!(roles);
         }
