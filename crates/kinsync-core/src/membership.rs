@@ -176,6 +176,16 @@ impl Memberships {
         given.flat_map(|(ids, version)| directory.keys(ids, version)).collect()
     }
 
+    /// Returns the ids of the roles in one organization that existed when they were observed. One without a record did.
+    pub fn existing_roles<'a>(
+        &'a self,
+        code: &str,
+        directory: &'a Directory,
+    ) -> impl Iterator<Item = &'a str> {
+        let member = self.entries.get(code).filter(|entry| entry.member.is_some());
+        member.into_iter().flat_map(|entry| entry.role_lists(directory)).map(|(id, _)| id)
+    }
+
     /// Returns the memberships with ids of roles and permissions, sorted by code; `None` while no source has listed all of them.
     pub fn organizations(&self) -> Option<Vec<Organization>> {
         self.absent.as_ref()?;

@@ -55,13 +55,12 @@ fn own_permissions(
     (code, row): (&str, &Row),
 ) -> Option<Vec<String>> {
     let directory = &row.state.directory;
-    let stored = memberships(&row.state).organization(code).and_then(|known| known.roles);
-    let is_read = |id: &String| roles.iter().any(|role| role.id == *id);
+    let stored = memberships(&row.state);
+    let is_read = |id: &str| roles.iter().any(|role| role.id == id);
     // Both reads are not of one moment: a stored role that the read lacks may have been there.
-    let others = stored.into_iter().flatten().filter(|id| !is_read(id));
-    let others = others.filter(|id| directory.entry(id).is_none_or(Entry::is_live));
-    let listed = |id: String| directory.entry(&id).filter(|entry| entry.permissions().is_some());
-    let read: Option<Vec<&Entry>> = roles.iter().map(|role| listed(role.id.clone())).collect();
+    let others = stored.existing_roles(code, directory).filter(|id| !is_read(id));
+    let listed = |id: &str| directory.entry(id).filter(|entry| entry.permissions().is_some());
+    let read: Option<Vec<&Entry>> = roles.iter().map(|role| listed(&role.id)).collect();
     let others: Option<Vec<&Entry>> = others.map(listed).collect();
     let is_own_unless_given = |permission: &String| {
         let (read, others) = (read.as_ref()?, others.as_ref()?);
@@ -253,7 +252,7 @@ mod tests {
         let list = Value::Organizations(vec![membership]);
         let at = |n: usize| Version::snapshot(Micros(i64::try_from(n).unwrap()), "");
         let mut row = Row::unknown(UserId::parse("kp_1").unwrap());
-        row.state = UserState::default().with_register(Field::Organizations, at(0), list);
+        row.state = UserState::default().with_register(Field::Organizations, at(5), list);
         let listed = |(n, list): (usize, &&[&str])| {
             Entry::observed([(Fact::Permissions, Value::Codes(ids(list)))], &at(n))
         };
@@ -293,5 +292,8 @@ mod tests {
         let mut deleted = member(&["role"], &[&["delete"]]);
         deleted.state.directory.add("role", Entry::deleted(&Version::snapshot(Micros(9), "")));
         assert_eq!(own(&[], &deleted), yes, "the role does not exist any more");
+        let mut again = member(&["role"], &[&["delete"]]);
+        again.state.directory.add("role", Entry::deleted(&Version::snapshot(Micros(3), "")));
+        assert_eq!(own(&[], &again), None, "the member got it after that");
     }
 }
