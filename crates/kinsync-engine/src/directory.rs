@@ -430,14 +430,19 @@ pub async fn page(
     }
 }
 
-/// Removes the record of an organization, a role or a permission. Returns whether it was stored. The complete lists prove nothing until
-/// the next ones: they contained the object, and nothing stored shows it any more.
+/// Removes the record of an organization, a role or a permission. Returns whether it was stored. The complete list of its kind proves
+/// nothing until the next one: it contained the object, and nothing stored shows it any more. Of a record without a readable kind, no
+/// list does.
 ///
 /// # Errors
 /// Fails when the store fails.
 pub async fn reset(store: &dyn Store, key: &str) -> Result<bool, Error> {
     let Some(saved) = store.state(key).await? else { return Ok(false) };
-    state_records::reset(store, &LISTED).await?;
+    if let Some(kind) = saved.value.get("kind").and_then(|kind| Kind::deserialize(kind).ok()) {
+        state_records::change(store, &LISTED, |listed: &mut Listed| listed.0.remove(&kind)).await?;
+    } else {
+        state_records::reset(store, &LISTED).await?;
+    }
     store.remove_states(&[(key.to_owned(), saved.revision)]).await?;
     Ok(true)
 }

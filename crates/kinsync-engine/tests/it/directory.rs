@@ -353,13 +353,18 @@ async fn a_reset_record_makes_no_older_event_a_proof(fresh: Fresh) {
     let ada = world.import(1).remove(0);
     join(&world, &ada, &["admin"]);
     world.deliver(world.events()).await;
+    let gone = world.kinde.create_role(RoleEdit::keyed("gone")).expect("new").id;
+    let created = world.events().pop().expect("an event");
+    world.kinde.delete_role(&gone).expect("there");
     // Its event arrives after the list and the reset.
     join(&world, &ada, &["admin", "member"]);
+    let late = world.events().pop().expect("an event");
     world.later().await;
     reconcile(&world).await;
     let key = format!("{}org_1", directory::PREFIX);
     assert!(directory::reset(&*world.fresh.store, &key).await.expect("the store answers"));
-    world.deliver(world.events()).await;
+    world.deliver(vec![created, late]).await;
+    assert_eq!(is_live(&world, &gone).await, Some(false), "the list of roles is still a proof");
     assert_eq!(roles_of(&world, &ada).await, Some(keys(&["admin", "member"])), "{}", world.fresh.name);
     let stored = directory::list(&*world.fresh.store).await.expect("the store answers").stored;
     assert!(stored.get("org_1").is_none_or(|organization| organization.entry.is_live()), "{stored:?}");

@@ -107,7 +107,10 @@ async fn reset_directory(record: &str, flags: ServerFlags) -> Result<ExitCode, E
     let is_stored = directory::reset(&*store, record).await.map_err(anyhow::Error::from)?;
     report(
         record,
-        is_stored.then_some("a later event, or the next scan that compares roles, stores it again"),
+        is_stored.then_some(
+            "a later event, or the next scan that compares roles, stores it again; until that scan, older events about other objects of \
+             its kind may show what was deleted",
+        ),
     );
     Ok(ExitCode::SUCCESS)
 }
