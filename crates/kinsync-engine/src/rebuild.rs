@@ -142,30 +142,6 @@ struct Loaded {
     entries: Entries,
 }
 
-/// Rows that were loaded before the entries of their users are read.
-#[derive(Default)]
-struct Rows {
-    loaded: BTreeMap<UserId, Row>,
-    /// No user between the position and this one has a row that was not loaded. `None`: there are no further rows.
-    until: Option<String>,
-}
-
-impl Rows {
-    async fn load(store: &dyn Store, after: &str) -> Result<Self, Error> {
-        let ids = store.ids(UserId::parse(after).ok().as_ref(), USERS).await?;
-        let until = ids.last().filter(|_| ids.len() == USERS).map(ToString::to_string);
-        let rows = store.load_to_write(&ids).await?;
-        Ok(Self { loaded: rows.into_iter().map(|row| (row.id.clone(), row)).collect(), until })
-    }
-
-    /// Removes and returns the rows up to and including `last`, or all.
-    fn take(&mut self, last: Option<&str>) -> impl Iterator<Item = Row> + use<> {
-        let is_in_page = |id: &UserId| last.is_none_or(|last| id.as_str() <= last);
-        let rest = self.loaded.extract_if(.., |id, _| !is_in_page(id)).collect();
-        std::mem::replace(&mut self.loaded, rest).into_values()
-    }
-}
-
 /// The next users after an id: those with rows, and those with entries alone.
 struct Page {
     loaded: Vec<Loaded>,
@@ -179,15 +155,18 @@ struct Page {
 }
 
 impl Page {
-    async fn read(store: &dyn Store, after: &str, rows: &mut Rows) -> Result<Self, Error> {
-        if rows.loaded.is_empty() {
-            *rows = Rows::load(store, after).await?;
-        }
-        let page = store.user_entries(after, rows.until.as_deref(), ENTRIES).await?;
-        let next = page.next.or_else(|| rows.until.clone());
+    /// Reads up to `users` rows after this id, then the entries of their users. The rows are loaded for this page alone: a server may
+    /// write others meanwhile, and a user with a row that is older than the entries is read again.
+    async fn read(store: &dyn Store, after: &str, users: usize) -> Result<Self, Error> {
+        let ids = store.ids(UserId::parse(after).ok().as_ref(), users).await?;
+        let rows = store.load_to_write(&ids).await?;
+        // No user up to this one has a row that was not loaded.
+        let until = ids.last().filter(|_| ids.len() == users).map(UserId::as_str);
+        let page = store.user_entries(after, until, ENTRIES).await?;
+        let next = page.next.or_else(|| until.map(str::to_owned));
         let mut entries = grouped(page.entries, page.damaged);
         let (mut loaded, mut again) = (Vec::new(), Vec::new());
-        for row in rows.take(next.as_deref()) {
+        for row in rows.into_iter().filter(|row| next.as_deref().is_none_or(|last| row.id.as_str() <= last)) {
             if page.large.as_deref() == Some(row.id.as_str()) {
                 again.push(row.id);
             } else {
@@ -196,6 +175,12 @@ impl Page {
         }
         let large = page.large.as_deref().and_then(|user| UserId::parse(user).ok());
         Ok(Self { loaded, without_rows: entries, again, large, next })
+    }
+
+    /// Returns how many rows the next page probably needs.
+    fn users_of_next(&self) -> usize {
+        let users = self.loaded.len() + self.without_rows.len() + self.again.len();
+        (users + users / 4).clamp(USERS / 20, USERS)
     }
 }
 
@@ -229,14 +214,13 @@ impl<'a> Rebuild<'a> {
             }
         }
         let store = self.store;
-        let mut rows = Rows::default();
-        let mut page = Page::read(store, &after, &mut rows).await?;
+        let mut page = Page::read(store, &after, USERS).await?;
         loop {
-            let next = page.next.clone();
+            let (next, users) = (page.next.clone(), page.users_of_next());
             // The database reads the next page meanwhile.
             let read_next = async {
                 match &next {
-                    Some(after) => Page::read(store, after, &mut rows).await.map(Some),
+                    Some(after) => Page::read(store, after, users).await.map(Some),
                     None => Ok(None),
                 }
             };
