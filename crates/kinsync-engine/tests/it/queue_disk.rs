@@ -280,6 +280,22 @@ fn a_disk_of_the_spool_that_hangs_delays_no_delivery_that_the_shared_queue_accep
     assert!(printed.contains("all was accepted"), "{printed}");
 }
 
+/// Makes the disk hang until it is dropped.
+struct Hang<'a>(&'a Path);
+
+impl<'a> Hang<'a> {
+    fn begin(control: &'a Path) -> Self {
+        fs::write(control, "H").unwrap();
+        Self(control)
+    }
+}
+
+impl Drop for Hang<'_> {
+    fn drop(&mut self) {
+        _ = fs::write(self.0, " ");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "the child of another test"]
 async fn child_with_a_spool_that_hangs() {
@@ -288,14 +304,14 @@ async fn child_with_a_spool_that_hangs() {
     let redis = TestRedis::start(DURABLE);
     let world = World::start(&redis, &dir);
     world.queue.enqueue(entry("before")).await.unwrap();
-    fs::write(&control, "H").unwrap();
+    let hang = Hang::begin(&control);
     redis.kill();
     let refused = timeout(WITHIN, world.queue.enqueue(entry("outage"))).await.expect("it is answered");
     assert!(matches!(refused, Err(Error::Unavailable { .. })), "{refused:?}");
     redis.launch();
     let accepted = async { while world.queue.enqueue(entry("outage")).await.is_err() {} };
     timeout(WITHIN, accepted).await.expect("the shared queue accepts it");
-    fs::write(&control, " ").unwrap();
+    drop(hang);
     assert_eq!(event_ids(&claim_all(&*world.queue, 2).await), ["before", "outage"]);
     world.end().await;
     println!("all was accepted");
