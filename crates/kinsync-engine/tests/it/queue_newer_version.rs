@@ -360,11 +360,12 @@ async fn in_rabbitmq_more_of_them_than_the_server_delivers_at_once_hold_up_no_ot
     let all = async {
         while found.len() < newer.len() {
             let delivery = deliveries.next().await.unwrap().unwrap();
-            found.insert(delivery.properties.message_id().as_ref().unwrap().to_string());
+            let id = delivery.properties.message_id().as_ref().unwrap().to_string();
+            // One that was acked may come again.
+            found.extend(newer.contains(&id).then_some(id));
             delivery.acker.ack(lapin_options::BasicAckOptions::default()).await.unwrap();
         }
     };
     timeout(WITHIN, all).await.expect("none is lost");
-    assert_eq!(found, newer);
     connection.close(200, "a test".into()).await.unwrap();
 }
