@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use kinsync_core::{Micros, UserId};
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +42,9 @@ const USERS: usize = 2000;
 
 /// Users that are loaded again at once: up to [`ENTRIES_OF_ONE`] entries of each are in memory.
 const USERS_AGAIN: usize = 50;
+
+/// Users that are loaded again concurrently.
+const CONCURRENCY: usize = 8;
 
 /// Entries per read.
 const ENTRIES: usize = 20_000;
@@ -292,11 +296,11 @@ impl<'a> Rebuild<'a> {
                 return Ok(());
             }
             pause(round).await;
-            let mut loaded = Vec::with_capacity(users.len());
-            for row in self.store.load_to_write(&users).await? {
-                let entries = self.entries_of(&row).await?;
-                loaded.push(Loaded { row, entries });
-            }
+            let rows = self.store.load_to_write(&users).await?;
+            let this = &*self;
+            let load = async |row| Ok::<_, Error>(Loaded { entries: this.entries_of(&row).await?, row });
+            // One after the other, most of them would be written again before the last is read.
+            let loaded = stream::iter(rows).map(load).buffered(CONCURRENCY).try_collect().await?;
             users = self.compare(loaded).await?;
         }
         Err(crate::contention::error())
