@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     decode,
-    store::{Outcome, Row},
+    store::{DocumentKey, Outcome, Row},
 };
 
 /// A user that differs from the log.
@@ -107,8 +107,9 @@ pub(super) fn compared(
         Finding::Different
     };
     let mut fields = different_fields(&row.state, &derived.state, &origins);
-    let edited = row.document.iter().flat_map(|document| document.edited().iter());
-    fields.extend(edited.map(|key| DifferentField::new(key.name(), Default::default(), &origins)));
+    let edited = row.document.iter().flat_map(|document| document.edited().iter()).map(DocumentKey::name);
+    let others: Vec<_> = edited.filter(|name| fields.iter().all(|one| one.field != *name)).collect();
+    fields.extend(others.into_iter().map(|name| DifferentField::new(name, Default::default(), &origins)));
     let unusable = derived.unusable.clone();
     Some(Difference { user: row.id.clone(), finding, fields, is_rebuilt: false, refused: None, unusable })
 }

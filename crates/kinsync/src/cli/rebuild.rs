@@ -119,6 +119,9 @@ async fn rebuild(args: Args) -> Result<ExitCode, Exit> {
     } else {
         output::say(&summary(&report, args.verify));
     }
+    if let Some(user) = user.filter(|_| report.users == 0) {
+        return Err(anyhow!("no document and no entry of the log has the id {user}").into());
+    }
     Ok(if report.is_different() { exit::users_differ() } else { ExitCode::SUCCESS })
 }
 
@@ -233,7 +236,9 @@ fn difference(one: &Difference) -> String {
         Finding::Missing => "the document is missing",
         Finding::Different => "the stored state differs",
         Finding::Edited => "the application changed values of kinsync",
-        Finding::Unexplained => "the stored state contains values that no log entry explains",
+        Finding::Unexplained => {
+            "the stored state contains values that no log entry explains (`--replace-unexplained` replaces them)"
+        }
         Finding::Unusable => "entries of the log cannot be used",
     };
     let field = |DifferentField { field, since, unexplained }: &DifferentField| match (unexplained, since) {
