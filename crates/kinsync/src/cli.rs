@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use anyhow::anyhow;
 use clap::{CommandFactory, Parser, Subcommand};
 
 mod audit;
@@ -162,7 +163,13 @@ pub fn run() -> ExitCode {
         Command::Queue(command) => queue::run(command),
         Command::State(command) => state::run(command),
     };
-    exit.unwrap_or_else(Exit::report)
+    let code = exit.unwrap_or_else(Exit::report);
+    match output::failure() {
+        Some(error) => {
+            Exit::from(anyhow!("the output is incomplete: stdout cannot be written: {error}")).report()
+        }
+        None => code,
+    }
 }
 
 #[cfg(test)]

@@ -81,6 +81,9 @@ fn lines(erased: &Erased) -> Vec<String> {
         format!("  {}", counted(erased.queued, "queued delivery", "queued deliveries")),
         format!("  {}", counted(erased.dead_letters, "dead letter", "dead letters")),
         format!("  {} of the audit log", counted(erased.audit_records, "record", "records")),
-        format!("  fields of the application: {}", list(&erased.application_fields)),
+        match erased.application_fields.as_slice() {
+            [] => "  no field of the application".to_owned(),
+            names => format!("  fields of the application: {}", list(names)),
+        },
     ]
 }

@@ -3,6 +3,7 @@
 use std::{
     fmt::Display,
     io::{self, Write},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -14,11 +15,22 @@ use serde_json::Value;
 /// Width of text in a pipe, as of the help there.
 const PIPE_WIDTH: u16 = 100;
 
-/// Prints a line on stdout.
+/// Why stdout could not be written for the first time, for example because the disk is full.
+static FAILURE: OnceLock<io::Error> = OnceLock::new();
+
+/// Prints a line on stdout. The command continues after a failure, and fails at its end: see [`failure`].
 pub(super) fn say(text: &str) {
     let mut stdout = io::stdout().lock();
-    // A reader that closed the pipe reads no error message either.
-    _ = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
+    match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
+        // A reader that closed the pipe has what it wanted.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => _ = FAILURE.set(error),
+        _ => {}
+    }
+}
+
+/// Returns why a line that this process printed is missing.
+pub(super) fn failure() -> Option<&'static io::Error> {
+    FAILURE.get()
 }
 
 /// Prints a line on stderr.

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use anyhow::anyhow;
 use clap::Subcommand;
 use kinsync_engine::{
     Spool,
@@ -80,8 +81,21 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
     }
 }
 
+/// Without its folder a queue would look empty.
+fn exists(config: &Config) -> Result<(), Exit> {
+    let folder = &config.data_dir;
+    if folder.is_dir() {
+        return Ok(());
+    }
+    Err(anyhow!("there is no data folder {}: set KINSYNC_DATA_DIR as for the server", folder.display())
+        .into())
+}
+
 fn stats(args: Stats) -> Result<ExitCode, Exit> {
     let config = config(args.flags)?;
+    if shared_queue(&config).is_none() {
+        exists(&config)?;
+    }
     let local = embedded::inspect(&config.data_dir).map_err(failed)?;
     let counted = match shared_queue(&config) {
         Some(shared) => block_on(async { Ok(with_shared(&config, shared, local).await) })?,
@@ -166,6 +180,7 @@ async fn count_in_rabbitmq(
 
 fn list(args: List) -> Result<ExitCode, Exit> {
     let config = config(args.flags)?;
+    exists(&config)?;
     let listed = embedded::list(&config.data_dir, args.limit).map_err(failed)?;
     let queued: Vec<Queued> = listed.into_iter().map(Queued::from).collect();
     if args.json {

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use indicatif::ProgressBar;
 use kinsync_core::UserId;
 use kinsync_engine::{
@@ -18,11 +18,11 @@ use kinsync_engine::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{audit, exit::Exit, output};
+use super::{audit, exit::Exit, output, webhook};
 use crate::{
     api::runs::{Run, RunMode, RunSummary},
     app::{management::reconciler, start::open_store},
-    config::Config,
+    config::{Config, Problems},
     plural::counted,
 };
 
@@ -47,15 +47,9 @@ impl Scanner {
             ),
         }?;
         let store = opened.store();
-        let missing = || {
-            anyhow!(
-                "this needs Kinde's Management API: set KINDE_DOMAIN, KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET (a \
-                 machine-to-machine application in Kinde with the scope `read:users`)"
-            )
-        };
         let reconciler =
             reconciler(config, Arc::clone(&store), Clock::system()).map_err(anyhow::Error::from)?;
-        let reconciler = reconciler.ok_or_else(missing)?;
+        let reconciler = reconciler.ok_or_else(|| Problems(webhook::missing(config)))?;
         if *mode != record::RunMode::DryRun {
             opened.prepare().await.map_err(anyhow::Error::from)?;
         }

@@ -103,7 +103,8 @@ fn needs(config: &Config, url: Option<&str>) -> Result<(Client, Url), Exit> {
     }
 }
 
-fn missing(config: &Config) -> Vec<Problem> {
+/// Returns the settings that the Management API needs and that are not set.
+pub(super) fn missing(config: &Config) -> Vec<Problem> {
     let kinde = &config.kinde;
     let text = "is not set, and Kinde's Management API needs it";
     let needed = [

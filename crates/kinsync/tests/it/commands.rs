@@ -300,3 +300,42 @@ fn the_queue_can_be_inspected_while_the_server_runs() {
     assert_eq!(code, 0, "{stderr}");
     assert_eq!(listed, "none found\n");
 }
+
+#[test]
+fn output_that_cannot_be_written_fails_the_command() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = kinsync(&["config", "check"], &[("KINDE_WEBHOOK_SECRET", SECRET)]);
+    let output = command.stdout(full).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr.contains("the output is incomplete: stdout cannot be written"), "{stderr}");
+}
+
+#[test]
+fn what_does_not_exist_does_not_look_empty() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("data");
+    let vars = [("KINSYNC_DATA_DIR", missing.to_str().unwrap())];
+    for command in ["stats", "list"] {
+        let (code, _, stderr) = run(&["queue", command], &vars);
+        assert!(code == 1 && stderr.contains("there is no data folder"), "{command}: {code} {stderr}");
+    }
+    assert!(!missing.exists(), "nothing was created");
+    let vars = [("KINSYNC_DATA_DIR", folder.path().to_str().unwrap())];
+    let (code, _, stderr) = run(&["rebuild", "--user", "kp_unknown"], &vars);
+    assert!(
+        code == 1 && stderr.contains("no document and no entry of the log has the id"),
+        "{code} {stderr}"
+    );
+}
+
+#[test]
+fn a_scan_without_credentials_is_refused_as_wrong_settings() {
+    let folder = tempfile::tempdir().unwrap();
+    let vars =
+        [("KINSYNC_DATA_DIR", folder.path().to_str().unwrap()), ("KINDE_DOMAIN", "https://acme.kinde.com")];
+    for command in ["reconcile", "backfill"] {
+        let (code, _, stderr) = run(&[command], &vars);
+        assert!(code == 78 && stderr.contains("KINDE_M2M_CLIENT_SECRET: is not set"), "{code} {stderr}");
+    }
+}

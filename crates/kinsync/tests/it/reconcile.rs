@@ -319,9 +319,10 @@ async fn commands_name_what_is_missing_for_a_request_to_kinde() {
     };
     let no_application = with("KINDE_M2M_CLIENT_ID", None);
     let wrong_secret = with("KINDE_M2M_CLIENT_SECRET", Some("wrong"));
-    for (output, expected) in [(no_application, "KINDE_M2M_CLIENT_ID"), (wrong_secret, "secret")] {
+    for (output, code, expected) in [(no_application, 78, "KINDE_M2M_CLIENT_ID"), (wrong_secret, 1, "secret")]
+    {
         let stderr = String::from_utf8(output.stderr).unwrap();
-        assert!(output.status.code() == Some(1) && stderr.contains(expected), "{stderr}");
+        assert!(output.status.code() == Some(code) && stderr.contains(expected), "{stderr}");
     }
     let (code, _, stderr) = environment.run(&["backfill"]).await;
     assert_eq!(code, 0, "{stderr}");

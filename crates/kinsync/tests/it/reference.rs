@@ -279,8 +279,9 @@ fn type_of(schema: &Value) -> String {
     };
     match (kind, schema["format"].as_str()) {
         (Some("string"), Some("date-time")) => "instant".into(),
-        (Some("string"), _) if schema["enum"][0].is_string() => {
-            format!("`{}`", schema["enum"][0].as_str().unwrap())
+        (Some("string"), _) if schema["enum"].is_array() => {
+            let values = schema["enum"].as_array().unwrap().iter();
+            values.map(|value| format!("`{}`", value.as_str().unwrap())).collect::<Vec<_>>().join(" or ")
         }
         (Some("string"), _) => "text".into(),
         (Some("integer"), _) => "whole number".into(),
