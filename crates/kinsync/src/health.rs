@@ -267,7 +267,8 @@ impl Problems {
                 self.cause(Some(reason))
             ));
         }
-        if let Some(failure) = failure {
+        // Without one, the failure was of the search for them, and the next search ends it.
+        if let Some(failure) = failure.as_ref().filter(|_| *pending > 0) {
             self.degraded(
                 Code::SpreadFailed,
                 format!(
