@@ -9,7 +9,7 @@ const { MONGODB_URI, KINSYNC_URL, PORT = '3000', HOST = '127.0.0.1' } = process.
 if (!MONGODB_URI) throw new Error('set MONGODB_URI to the database that kinsync writes to');
 
 // The fields of kinsync that this application reads, and one field of the application. kinsync creates the indexes and does
-// not change `visits`. The application never calls save() on a user, so it does not overwrite fields of kinsync.
+// not change `visits`. The application never sets fields of kinsync.
 const User = mongoose.model('User', new mongoose.Schema(
   { kindeId: String, email: String, firstName: String, lastName: String, isDeleted: Boolean, visits: Number },
   { collection: 'users', autoIndex: false, autoCreate: false, versionKey: false },
