@@ -267,19 +267,19 @@ impl Problems {
                 self.cause(Some(reason))
             ));
         }
-        // Without one, the failure was of the search for them, and the next search ends it.
-        if let Some(failure) = failure.as_ref().filter(|_| *pending > 0) {
+        if let Some(failure) = failure {
+            let changed = match *pending {
+                // It is not known what is due: reading it failed.
+                0 => "may not show a changed organization or role yet".to_owned(),
+                pending => format!(
+                    "do not show {} yet",
+                    counted(pending as u64, "changed organization or role", "changed organizations or roles")
+                ),
+            };
+            let cause = self.cause(Some(failure));
             self.degraded(
                 Code::SpreadFailed,
-                format!(
-                    "documents of some users do not show {} yet, and it is repeated: {}",
-                    counted(
-                        *pending as u64,
-                        "changed organization or role",
-                        "changed organizations or roles"
-                    ),
-                    self.cause(Some(failure))
-                ),
+                format!("documents of some users {changed}, and it is repeated: {cause}"),
             );
         }
     }
