@@ -13,7 +13,7 @@ pub const CODES: [(u8, &str); 8] = [
     (USAGE, "wrong usage"),
     (APPROVAL, "operator approval required"),
     (DIFFERENT, "stored users differ from the event log"),
-    (UNAVAILABLE, "the server cannot be reached or cannot answer now, or another process is scanning"),
+    (UNAVAILABLE, "server unreachable or unable to answer, or another process is scanning"),
     (NO_PERMISSION, "no permission: the admin token is missing or wrong"),
     (CONFIG, "wrong settings"),
 ];
