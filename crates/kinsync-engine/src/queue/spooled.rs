@@ -1,9 +1,9 @@
 //! A shared queue with the embedded queue of this process as its spool.
 //!
 //! While the shared queue does not accept an entry in time, the spool does, durably. A task moves what the spool holds into the
-//! shared queue; until it succeeds, new entries go to the spool at once. An entry may be in both for a moment: the shared queue
-//! knows its id, and a repetition changes nothing. What waits in a spool is on the disk of one machine: it is delayed while
-//! that machine is off, and lost with its disk.
+//! shared queue; until it succeeds, new entries go to the spool at once, unless its disk hangs. An entry may be in both: a repetition
+//! changes nothing. What waits in a spool is on the disk of one machine: it is delayed while that machine is off, and lost with
+//! its disk.
 //!
 //! Without an outage the spool is not used, so its disk is checked regularly: one that is full or broken would show only when both fail.
 //!
@@ -53,6 +53,8 @@ pub struct SpooledQueue {
     is_failing: AtomicBool,
     /// Whether the disk of the spool failed when it was checked last.
     is_spool_failing: AtomicBool,
+    /// Whether the disk of the spool did not answer in time: deliveries do not wait for it then while the shared queue may answer.
+    is_spool_hanging: AtomicBool,
     /// The last known state of the shared queue.
     last: Mutex<Option<(Instant, Stats)>>,
 }
@@ -60,8 +62,8 @@ pub struct SpooledQueue {
 impl SpooledQueue {
     /// Combines both. [`Self::run`] moves entries from the spool.
     pub fn new(shared: Arc<dyn Queue>, spool: Arc<EmbeddedQueue>) -> Self {
-        let (is_failing, is_spool_failing) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { shared, spool, is_failing, is_spool_failing, last: Mutex::default() }
+        let [is_failing, is_spool_failing, is_spool_hanging] = [(); 3].map(|()| AtomicBool::new(false));
+        Self { shared, spool, is_failing, is_spool_failing, is_spool_hanging, last: Mutex::default() }
     }
 
     /// Moves entries from the spool into the shared queue, and checks the disk of the spool, until the token is cancelled.
@@ -88,6 +90,7 @@ impl SpooledQueue {
             loop {
                 // A disk may also hang.
                 let checked = timeout(CHECK_EVERY, self.spool.check()).await;
+                self.is_spool_hanging.store(checked.is_err(), Relaxed);
                 match checked
                     .unwrap_or_else(|elapsed| Err(unanswered_in_time("its disk", CHECK_EVERY, elapsed)))
                 {
@@ -138,9 +141,10 @@ impl SpooledQueue {
         accepted
     }
 
-    /// Stores an entry in the spool. After an error it may be stored all the same: the shared queue knows its id.
+    /// Stores an entry in the spool. After an error it may be stored all the same: a repetition changes nothing.
     async fn store(&self, entry: Entry) -> Result<Enqueued, Error> {
         timeout(SPOOL_DEADLINE, self.spool.enqueue(entry)).await.unwrap_or_else(|elapsed| {
+            self.is_spool_hanging.store(true, Relaxed);
             Err(unanswered_in_time("the disk of the spool", SPOOL_DEADLINE, elapsed))
         })
     }
@@ -206,7 +210,7 @@ fn renamed(error: Error) -> Error {
 #[async_trait]
 impl Queue for SpooledQueue {
     async fn enqueue(&self, entry: Entry) -> Result<Enqueued, Error> {
-        if self.is_failing.load(Relaxed) && !self.is_spool_failing.load(Relaxed) {
+        if self.is_failing.load(Relaxed) && !self.is_spool_hanging.load(Relaxed) {
             return match self.store(entry.clone()).await {
                 Err(Error::Unavailable { .. } | Error::Full { .. } | Error::Refused { .. }) => {
                     self.accept(entry, DEADLINE).await

@@ -17,7 +17,7 @@ use kinsync_engine::{
     Clock,
     internal::{
         queue::{
-            Queue,
+            Matcher, Queue, Search,
             rabbitmq::{self, RabbitmqQueue},
             redis::{self, RedisQueue},
         },
@@ -248,11 +248,11 @@ async fn in_redis_a_damaged_entry_becomes_a_dead_letter_at_once_and_an_unknown_s
     let queue: Arc<dyn Queue> = Arc::new(RedisQueue::new(config, Clock::system()).unwrap());
     let right = [
         ("format", "1"),
-        ("event_id", "e"),
+        ("event_id", "about kp_ada"),
         ("scheme", "hmac_sha256"),
         ("received_at", "7"),
         ("signed_at", ""),
-        ("body", "{}"),
+        ("body", r#"{"id":"kp_ada"}"#),
     ];
     let mut all = ::redis::Pipeline::new();
     for changed in ["format", "event_id", "scheme", "received_at", "signed_at", "body"] {
@@ -271,6 +271,11 @@ async fn in_redis_a_damaged_entry_becomes_a_dead_letter_at_once_and_an_unknown_s
     until("it is reported", async || newer_version(&*queue).await == 1).await;
     let letters = queue.dead_letters(None, 9).await.unwrap();
     assert!(letters.iter().all(|letter| letter.reason.contains("damaged")), "{letters:?}");
+    // Whatever it lacks, an erasure finds it.
+    let matcher: Matcher = Arc::new(|_, body| body.windows(6).any(|part| part == b"kp_ada"));
+    let found = queue.search(matcher, Search::Remove).await.unwrap();
+    assert_eq!((found.queued, found.dead_letters), (1, 6));
+    assert_eq!(counts(&*queue).await, (0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

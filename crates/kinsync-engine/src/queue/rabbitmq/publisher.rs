@@ -2,13 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::future::join_all;
+use futures_util::{TryFutureExt as _, future::join_all};
 use lapin::{
     BasicProperties, Confirmation,
     message::DeliveryResult,
     options::{BasicAckOptions, BasicPublishOptions},
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -75,15 +75,16 @@ impl Shared {
         if live.is_blocked() {
             return every(live.unavailable(ALARM, "connection.blocked"));
         }
-        let sent =
-            messages.iter().map(|(properties, body)| self.publish_one(&live, properties, body.as_ref()));
+        let until = Instant::now() + RESPONSE;
+        // A deadline for each: the others may have been confirmed.
+        let sent = messages.iter().map(|(properties, body)| {
+            let published = timeout_at(until, self.publish_one(&live, properties, body.as_ref()));
+            published.unwrap_or_else(|elapsed| {
+                Err(live.unavailable("it does not confirm entries: see its log", elapsed.to_string()))
+            })
+        });
         // In order: the futures of `join_all` are polled in the order of the messages.
-        let published = match timeout(RESPONSE, join_all(sent)).await {
-            Ok(published) => published,
-            Err(elapsed) => {
-                every(live.unavailable("it does not confirm entries: see its log", elapsed.to_string()))
-            }
-        };
+        let published = join_all(sent).await;
         let is_old = live.opened.elapsed() > RENEW;
         let ends = |failure: &Failure| failure.ends_connection() || is_old;
         if published.iter().any(|one| one.as_ref().is_err_and(ends)) {

@@ -23,6 +23,9 @@ use crate::{
 /// would delay the entries behind them.
 const CROWDED: Duration = Duration::from_secs(1);
 
+/// Messages that are published again at once. As many may be in the queue twice when the server does not confirm them in time.
+const GROUP: usize = 64;
+
 impl Shared {
     /// Leaves claimed messages of a newer version, each with its own id, to its processes. Old ones become dead letters, and damaged ones.
     pub(super) async fn leave(&self, newer: Vec<(EntryId, String)>, damaged: Vec<EntryId>) {
@@ -66,9 +69,19 @@ impl Shared {
         if self.closed.run_until_cancelled(sleep(after)).await.is_none() {
             return;
         }
-        let refused = self.move_to_the_end(ids).await;
+        let mut groups = ids.chunks(GROUP);
+        for group in groups.by_ref() {
+            let unclear = self.move_to_the_end(group).await;
+            if unclear.is_empty() {
+                continue;
+            }
+            // Perhaps published: given back at once, they would be in the queue twice, and the next time once more.
+            self.held.retry(&unclear, UNREADABLE_PAUSE + 4 * RESPONSE);
+            break;
+        }
+        let rest: Vec<EntryId> = groups.flatten().cloned().collect();
         let back = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-        let ackers = self.held.remove(&refused);
+        let ackers = self.held.remove(&rest);
         // What does not reach the server comes again when the connection ends.
         _ = timeout(RESPONSE, join_all(ackers.iter().map(|acker| acker.nack(back)))).await;
     }

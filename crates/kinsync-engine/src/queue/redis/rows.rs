@@ -71,20 +71,23 @@ pub(super) fn stored_at(id: &str) -> Option<Micros> {
     Some(Micros(millis.parse::<i64>().ok()?.checked_mul(1000)?))
 }
 
-/// Returns the scheme and the payload of an entry or a dead letter.
-pub(super) fn content(fields: &Value) -> Option<(&str, &[u8])> {
-    Some((text(fields, "scheme")?, field(fields, "body")?))
+/// Returns the scheme and the payload of an entry or a dead letter. Another version may name its fields differently, and a damaged entry may
+/// lack some: without a payload every value is one.
+pub(super) fn contents(fields: &Value) -> (&str, Vec<&[u8]>) {
+    let bodies = field(fields, "body")
+        .map_or_else(|| pairs(fields).map(|(_, value)| value).collect(), |body| vec![body]);
+    (text(fields, "scheme").unwrap_or("unknown"), bodies)
 }
 
 /// Returns an entry as a search lists it, also one that this version cannot apply.
-pub(super) fn found(fields: &Value) -> Option<Found> {
-    let (scheme, body) = content(fields)?;
-    Some(Found {
+pub(super) fn found(fields: &Value) -> Found {
+    let (scheme, bodies) = contents(fields);
+    Found {
         event_id: text(fields, "event_id").unwrap_or_default().to_owned(),
         scheme: scheme.to_owned(),
         received_at: time(fields, "received_at").unwrap_or(Micros(0)),
-        payload: String::from_utf8_lossy(body).into_owned(),
-    })
+        payload: String::from_utf8_lossy(&bodies.join(&b'\n')).into_owned(),
+    }
 }
 
 /// Returns the ids that a stream can have.
@@ -107,10 +110,12 @@ fn text<'a>(fields: &'a Value, name: &str) -> Option<&'a str> {
 }
 
 fn field<'a>(fields: &'a Value, name: &str) -> Option<&'a [u8]> {
-    let Value::Array(fields) = fields else { return None };
-    let pairs = fields.chunks_exact(2);
-    let found = pairs.into_iter().find(|pair| bytes(&pair[0]) == Some(name.as_bytes()))?;
-    bytes(&found[1])
+    pairs(fields).find(|(key, _)| *key == name.as_bytes()).map(|(_, value)| value)
+}
+
+fn pairs(fields: &Value) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let fields = if let Value::Array(fields) = fields { fields.as_slice() } else { &[] };
+    fields.chunks_exact(2).filter_map(|pair| Some((bytes(&pair[0])?, bytes(&pair[1])?)))
 }
 
 fn bytes(value: &Value) -> Option<&[u8]> {

@@ -32,12 +32,14 @@ impl Shared {
             let page: Vec<(String, Value)> = self.commands.run(&range).await?;
             let Some((last, _)) = page.last() else { return Ok(found) };
             from = format!("({last}");
-            let is_found =
-                |fields: &Value| rows::content(fields).is_some_and(|(scheme, body)| matcher(scheme, body));
+            let is_found = |fields: &Value| {
+                let (scheme, bodies) = rows::contents(fields);
+                bodies.iter().any(|body| matcher(scheme, body))
+            };
             let matching: Vec<_> = page.iter().filter(|(_, fields)| is_found(fields)).collect();
             found += matching.len() as u64;
             if search == Search::List {
-                entries.extend(matching.iter().filter_map(|(_, fields)| rows::found(fields)));
+                entries.extend(matching.iter().map(|(_, fields)| rows::found(fields)));
             }
             let ids: Vec<&str> = matching.iter().map(|(id, _)| id.as_str()).collect();
             if search == Search::Remove && !ids.is_empty() {
