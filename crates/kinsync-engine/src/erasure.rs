@@ -9,7 +9,7 @@
 //! again.
 //!
 //! Every step can be repeated. The record of an erasure in progress comes first and goes last, so that any process continues an
-//! interrupted one. All processes erase the user from their own queues, and one erases everything once more after two hours: a
+//! interrupted one. All processes erase the user from their own queues, and one erases everything once more after ten minutes and after two hours: a
 //! process may have read something before the erasure and logged it afterwards.
 
 mod automatic;
@@ -24,9 +24,9 @@ use kinsync_core::{Micros, UserId, UserState, Version};
 use serde::Serialize;
 use tokio::sync::broadcast;
 
-use self::record::InProgress;
 #[cfg(any(feature = "redis", feature = "rabbitmq"))]
 pub(crate) use self::record::SETTLED_AFTER;
+use self::record::{InProgress, Reason};
 pub(crate) use self::{
     automatic::{Automatic, LEASE},
     record::ErasedUsers,
@@ -143,7 +143,7 @@ impl Eraser {
         let known = self.known(user).await?;
         match mode {
             Mode::Dry => self.look(&known, application_fields).await,
-            Mode::Erase => self.erase_all(vec![known], application_fields).await,
+            Mode::Erase => self.erase_all(vec![known], application_fields, Reason::Requested).await,
         }
     }
 
@@ -181,6 +181,7 @@ impl Eraser {
         &self,
         users: Vec<Known>,
         application_fields: ApplicationFields,
+        reason: Reason,
     ) -> Result<Report, Error> {
         let (store, now) = (&*self.store, self.clock.now());
         let (mut report, mut subjects, mut begun) = (Report::default(), Subjects::default(), Vec::new());
@@ -189,7 +190,7 @@ impl Eraser {
             let mut addresses = entries::addresses_of(store, &known.user).await?;
             addresses.extend(subjects::addresses(&known.state));
             let progress = InProgress::new(addresses, application_fields, now);
-            let progress = record::begin(store, &known.user, progress).await?;
+            let Some(progress) = record::begin(store, &known.user, progress, reason).await? else { continue };
             subjects.add(known.user.clone(), progress.addresses.iter().cloned());
             // 2. The log, before the row that it explains.
             let state = UserState::erased(known.deletion.clone());

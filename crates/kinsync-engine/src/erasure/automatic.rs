@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use kinsync_core::{Micros, UserId};
 use tokio_util::sync::CancellationToken;
 
-use super::{ApplicationFields, Eraser, Error, record};
+use super::{
+    ApplicationFields, Eraser, Error,
+    record::{self, Reason},
+};
 use crate::{breaker::error_chain, state_records::Key, work_lease::WorkLease};
 
 pub(crate) static LEASE: Key =
@@ -97,7 +100,7 @@ impl Automatic {
             }
         }
         let users = known.len() as u64;
-        let report = self.eraser.erase_all(known, ApplicationFields::Keep).await?;
+        let report = self.eraser.erase_all(known, ApplicationFields::Keep, Reason::Requested).await?;
         if report.refused.is_none() {
             tokio::time::sleep(SEEN).await;
             for user in page {

@@ -32,9 +32,12 @@ const FORMAT: u32 = 1;
 /// Time after which another process continues an erasure.
 const TAKE_OVER_AFTER: Duration = Duration::from_secs(30);
 
-/// Time after which everything is erased once more: what a process had read before the erasure and logged afterwards. Longer than
-/// the lease of a queued delivery, and than a delivery of a newer version waits in a shared queue: a search may not find it there, and finds what
-/// it became, an entry of the log or a dead letter.
+/// Times after which everything is erased once more: what a process had read before the erasure and logged afterwards. The first is
+/// longer than the lease of a queued delivery. The second is longer than a delivery of a newer version waits in a shared queue: a search may
+/// not find it there, and finds what it became, an entry of the log or a dead letter.
+const REPEATED_AFTER: [Duration; 2] = [Duration::from_mins(10), SETTLED_AFTER];
+
+/// Time after which an erasure is over.
 pub(crate) const SETTLED_AFTER: Duration = Duration::from_hours(2);
 
 /// What happens to the fields of the application in the document of the user.
@@ -59,6 +62,9 @@ pub(super) struct InProgress {
     pub(super) application_fields: ApplicationFields,
     /// When everything was erased for the first time.
     pub(super) completed_at: Option<Micros>,
+    /// Number of repetitions that have begun.
+    #[serde(default)]
+    pub(super) repeated: usize,
 }
 
 impl InProgress {
@@ -67,7 +73,14 @@ impl InProgress {
         application_fields: ApplicationFields,
         now: Micros,
     ) -> Self {
-        Self { format: FORMAT, requested_at: now, addresses, application_fields, completed_at: None }
+        Self {
+            format: FORMAT,
+            requested_at: now,
+            addresses,
+            application_fields,
+            completed_at: None,
+            repeated: 0,
+        }
     }
 
     /// Returns the user in the form in which texts are searched.
@@ -77,32 +90,58 @@ impl InProgress {
         subjects
     }
 
+    /// Returns whether the erasure is over once it was continued.
+    pub(super) fn is_last(&self) -> bool {
+        self.completed_at.is_some() && self.repeated + 1 >= REPEATED_AFTER.len()
+    }
+
     /// Returns whether some process has to continue it, or to erase everything once more.
     pub(super) fn is_due(&self, now: Micros) -> bool {
-        let (since, pause) = match self.completed_at {
-            Some(at) => (at, SETTLED_AFTER),
-            None => (self.requested_at, TAKE_OVER_AFTER),
+        let (since, pause) = match (self.completed_at, REPEATED_AFTER.get(self.repeated)) {
+            (Some(at), Some(pause)) => (at, *pause),
+            _ => (self.requested_at, TAKE_OVER_AFTER),
         };
         u64::try_from(now.0.saturating_sub(since.0)).is_ok_and(|age| Duration::from_micros(age) >= pause)
     }
 }
 
-/// Stores that the user is being erased, and with an earlier interrupted erasure what that one has found.
-pub(super) async fn begin(store: &dyn Store, user: &UserId, begun: InProgress) -> Result<InProgress, Error> {
-    put_erased(store, user, begun.requested_at).await?;
+/// Why an erasure begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Reason {
+    Requested,
+    /// One that another task or process has begun. Perhaps it is over meanwhile.
+    Continued,
+}
+
+/// Stores that the user is being erased, and with an earlier interrupted erasure what that one has found. `None` if the erasure to
+/// continue is over.
+pub(super) async fn begin(
+    store: &dyn Store,
+    user: &UserId,
+    begun: InProgress,
+    reason: Reason,
+) -> Result<Option<InProgress>, Error> {
     let key = format!("{IN_PROGRESS}{user}");
     for round in 0..MAX_ROUNDS {
         pause(round).await;
         let saved = store.state(&key).await?;
+        if saved.is_none() && reason == Reason::Continued {
+            return Ok(None);
+        }
+        put_erased(store, user, begun.requested_at).await?;
         let earlier = saved.as_ref().and_then(|saved| decode(&saved.value));
         let mut next = begun.clone();
         if let Some(earlier) = earlier {
             next.addresses.extend(earlier.addresses);
             next.application_fields = next.application_fields.max(earlier.application_fields);
+            if reason == Reason::Continued {
+                next.completed_at = earlier.completed_at;
+                next.repeated = earlier.repeated + usize::from(earlier.completed_at.is_some());
+            }
         }
         let value = serde_json::to_value(&next).expect("texts and numbers are JSON");
         if store.put_state(&key, &value, saved.map_or(0, |saved| saved.revision)).await? {
-            return Ok(next);
+            return Ok(Some(next));
         }
     }
     Err(contention::error())
@@ -114,7 +153,7 @@ async fn put_erased(store: &dyn Store, user: &UserId, at: Micros) -> Result<(), 
     store.put_state(&format!("{ERASED}{user}"), &value, 0).await.map(drop)
 }
 
-/// Marks an erasure as complete. It is repeated once, after a while.
+/// Marks an erasure as complete. It is repeated after a while.
 pub(super) async fn complete(
     store: &dyn Store,
     user: &UserId,
@@ -123,9 +162,10 @@ pub(super) async fn complete(
 ) -> Result<(), Error> {
     let key = format!("{IN_PROGRESS}{user}");
     let Some(Saved { revision, .. }) = store.state(&key).await? else { return Ok(()) };
-    // The repetition must not remove what the application has written since.
+    // A repetition must not remove what the application has written since.
     let application_fields = ApplicationFields::Keep;
-    let next = InProgress { completed_at: Some(now), application_fields, ..known.clone() };
+    let completed_at = known.completed_at.or(Some(now));
+    let next = InProgress { application_fields, completed_at, ..known.clone() };
     let value = serde_json::to_value(&next).expect("texts and numbers are JSON");
     // After a concurrent change another process completes it.
     store.put_state(&key, &value, revision).await.map(drop)
@@ -219,10 +259,43 @@ mod tests {
         let begun = InProgress::new(BTreeSet::new(), ApplicationFields::Keep, Micros(1));
         for number in 0..=RECORDS {
             let user = UserId::parse(&format!("kp_{number:04}")).expect("an id");
-            begin(&store, &user, begun.clone()).await.expect("the disk works");
+            let stored = begin(&store, &user, begun.clone(), Reason::Requested).await;
+            stored.expect("the disk works");
         }
         let found = in_progress(&store).await.expect("the disk works");
         assert_eq!(found.len(), RECORDS + 1);
         assert_eq!(found.last().map(|(user, _)| user.as_str()), Some("kp_0500"));
+    }
+
+    #[tokio::test]
+    async fn an_erasure_is_repeated_after_ten_minutes_and_after_two_hours() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let store = EmbeddedStore::open(dir.path()).expect("the folder is empty");
+        let user = UserId::parse("kp_ada").expect("an id");
+        let after = |minutes: i64| Micros(minutes * 60_000_000);
+        let mut reason = Reason::Requested;
+        for (minutes, is_last) in [(10, false), (120, true)] {
+            let begun = InProgress::new(BTreeSet::new(), ApplicationFields::Keep, Micros(0));
+            let begun = begin(&store, &user, begun, reason).await.expect("the disk works").expect("there");
+            complete(&store, &user, &begun, Micros(0)).await.expect("the disk works");
+            let (_, found) = in_progress(&store).await.expect("the disk works").remove(0);
+            assert_eq!((found.is_due(after(minutes - 1)), found.is_due(after(minutes))), (false, true));
+            assert_eq!(found.is_last(), is_last, "after {minutes} minutes");
+            reason = Reason::Continued;
+        }
+    }
+
+    #[tokio::test]
+    async fn an_erasure_that_is_over_is_not_continued() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let store = EmbeddedStore::open(dir.path()).expect("the folder is empty");
+        let begun = InProgress::new(BTreeSet::new(), ApplicationFields::Keep, Micros(1));
+        let user = UserId::parse("kp_ada").expect("an id");
+        let again = async |reason| begin(&store, &user, begun.clone(), reason).await.expect("the disk works");
+        assert!(again(Reason::Requested).await.is_some());
+        assert!(again(Reason::Continued).await.is_some());
+        remove(&store, &user).await.expect("the disk works");
+        assert_eq!(again(Reason::Continued).await, None);
+        assert_eq!(in_progress(&store).await.expect("the disk works"), []);
     }
 }

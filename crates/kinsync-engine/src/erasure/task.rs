@@ -1,12 +1,18 @@
 //! The part of each process in the erasures of all: its own queue, its caches, and the continuation of interrupted ones.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use kinsync_core::{Micros, UserId};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Eraser, Error, Subjects, record};
+use super::{
+    Eraser, Error, Subjects,
+    record::{self, Reason},
+};
 use crate::{
     breaker::error_chain,
     log_entry::LogEntry,
@@ -64,7 +70,8 @@ impl Eraser {
             done.dead_letters = true;
         }
         let known = record::in_progress(&*self.store).await?;
-        done.local.retain(|user, _| known.iter().any(|(known, _)| known == user));
+        let users: HashSet<&UserId> = known.iter().map(|(user, _)| user).collect();
+        done.local.retain(|user, _| users.contains(user));
         for (user, progress) in known {
             if done.local.get(&user) != Some(&progress.requested_at) {
                 self.in_queue(&progress.subjects(&user), Search::Remove).await?;
@@ -75,7 +82,7 @@ impl Eraser {
             let is_pause_over = done.tried.get(&user).is_none_or(|at| at.elapsed() >= RETRY_EVERY);
             if progress.is_due(self.clock.now()) && is_pause_over {
                 done.tried.insert(user.clone(), Instant::now());
-                let is_last = progress.completed_at.is_some();
+                let is_last = progress.is_last();
                 let known = match self.known(&user).await {
                     Ok(known) => known,
                     Err(Error::NotDeleted { .. }) => {
@@ -85,10 +92,13 @@ impl Eraser {
                     }
                     Err(error) => return Err(error),
                 };
-                let report = self.erase_all(vec![known], progress.application_fields).await?;
-                if is_last && report.refused.is_none() {
-                    record::remove(&*self.store, &user).await?;
+                let report =
+                    self.erase_all(vec![known], progress.application_fields, Reason::Continued).await?;
+                if report.refused.is_none() {
                     done.tried.remove(&user);
+                    if is_last {
+                        record::remove(&*self.store, &user).await?;
+                    }
                 }
             }
         }

@@ -212,7 +212,7 @@ async fn fields_of_the_application_are_removed_once_and_whatever_their_names() {
     let left = read().await;
     assert!(!left.to_string().contains(CANARY) && left.contains_key("kindeId"), "{left}");
 
-    // A server repeats the erasure after two hours.
+    // A server repeats the erasure.
     users.update_one(of_ada.clone(), doc! { "$set": { "note": "of later" } }).await.expect("accepted");
     engine.stop().await;
     continue_later(&fresh.store, Duration::from_hours(3)).await;
