@@ -1,8 +1,9 @@
 //! Histories of a tenant, as a replica sees them: events, complete lists and reads, in any order, with duplicates and in any
 //! batches. The document depends only on what arrived, and with a final list of everything it is the truth.
 //!
-//! One exception: a list looks only at what the replica has stored of objects. If the creation and the deletion of an organization are
-//! lost, an event of the user that names it ends with the list if it arrives after it, and else with the next read of the user.
+//! One exception, if the event of a deletion is lost: a list ends only what the replica has stored of the object, so an event of the user
+//! about an organization without a record ends with the list only if it arrives after it, and a read of the user that is
+//! older than the list and arrives after it shows a role or a permission again. The next read of the user ends both.
 
 use std::collections::{BTreeMap, BTreeSet};
 

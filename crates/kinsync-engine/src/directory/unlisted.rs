@@ -3,7 +3,7 @@
 //! The events of their creation and of their deletion may both be lost: then an event about a user is all that names them. One that
 //! is older than the list brings nothing to life. The object did not exist when the list was made, so the record says that it was deleted
 //! until then, and this deletion reaches the users as any other does. Of an event that is newer than the list, or was applied before it,
-//! nothing follows: the next read of the user ends what it shows.
+//! nothing follows, nor of an older read of a user (a check beside a scan): the next read of the user ends what it shows.
 
 use std::collections::BTreeMap;
 

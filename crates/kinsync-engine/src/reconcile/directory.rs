@@ -183,7 +183,7 @@ impl Inner {
         let Some(term) = run.writes() else { return Ok(()) };
         let now = self.clock.now();
         self.retry_store(|| directory::observe_read(&*self.store, differing.clone(), now)).await?;
-        if is_complete && self.is_proof(kind, &listed, scanned).await? {
+        if is_complete && self.is_proof(kind, &listed, scanned).await {
             let record = || Listed::record(&*self.store, term, kind, &version);
             let is_recorded = self.retry_store(record).await?;
             return if is_recorded { Ok(()) } else { Err(Error::LeaseLost) };
@@ -193,13 +193,28 @@ impl Inner {
 
     /// Returns whether these are all objects of a kind, so that an older event about another one shows nothing. A list may lack objects
     /// that nothing stored names, so no read of one can confirm it: a second list has to lack them too, and so have the pages of users.
-    async fn is_proof(&self, kind: Kind, listed: &HashSet<String>, scanned: &Scanned) -> Result<bool, Error> {
-        let is_named = kind != Kind::Organization || scanned.are_organizations_in(listed);
-        let is_proof = is_named && !listed.is_empty() && self.relisted(kind).await?.1.is_subset(listed);
-        if !is_proof {
-            tracing::debug!(?kind, "Kinde's list is no proof: it is empty, or another response names more");
+    async fn is_proof(&self, kind: Kind, listed: &HashSet<String>, scanned: &Scanned) -> bool {
+        let Err(reason) = self.confirm_list(kind, listed, scanned).await else { return true };
+        tracing::info!(reason, "the list of {} does not show that others were deleted", all_of(kind));
+        false
+    }
+
+    /// Fails with the reason why a list may lack objects.
+    async fn confirm_list(
+        &self,
+        kind: Kind,
+        listed: &HashSet<String>,
+        scanned: &Scanned,
+    ) -> Result<(), String> {
+        if listed.is_empty() {
+            return Err("it is empty".to_owned());
         }
-        Ok(is_proof)
+        if let Some(reason) = scanned.not_in(listed).filter(|_| kind == Kind::Organization) {
+            return Err(reason);
+        }
+        // A failure concerns only the proof: the comparison has its list.
+        let again = self.relisted(kind).await.map_err(|error| not_compared(&error))?.1;
+        again.difference(listed).next().map_or(Ok(()), |id| Err(format!("a second list has {id:?} too")))
     }
 
     /// Draws the deletions of `live` objects of a kind on their budget. Returns `false`, and reports them as held, if those without an
@@ -267,7 +282,7 @@ impl Inner {
     }
 
     /// Lists the codes or ids of a kind once more.
-    async fn relisted(&self, kind: Kind) -> Result<(RequestTiming, HashSet<String>), Error> {
+    async fn relisted(&self, kind: Kind) -> Result<(RequestTiming, HashSet<String>), management::Error> {
         Ok(match kind {
             Kind::Organization => {
                 let all = self.kinde.organizations().all().await?;

@@ -141,7 +141,8 @@ pub(super) async fn scan(
     from: &Checkpoint,
     progress: Progress<'_>,
 ) -> Result<Scanned, Error> {
-    let mut scanned = Scanned { tally: from.tally.clone(), ..Scanned::default() };
+    let mut scanned =
+        Scanned { tally: from.tally.clone(), has_all_pages: from.next_token.is_none(), ..Scanned::default() };
     let pages = match &from.next_token {
         Some(token) => parts.kinde.users_from(token.as_str()),
         None => parts.kinde.users(),

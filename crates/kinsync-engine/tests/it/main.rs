@@ -19,6 +19,7 @@ mod sightings;
 mod deletion_budget;
 mod derived;
 mod directory;
+mod directory_proofs;
 mod erasure;
 mod erasure_files;
 mod erasure_records;

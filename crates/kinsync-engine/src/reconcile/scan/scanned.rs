@@ -49,6 +49,8 @@ pub(in crate::reconcile) struct Scanned {
     pub(in crate::reconcile) held: HashSet<u64>,
     /// Codes of the organizations that pages name.
     pub(in crate::reconcile) organizations: HashSet<String>,
+    /// Whether each page of all users was looked at. A resumed backfill does not know the earlier ones.
+    pub(in crate::reconcile) has_all_pages: bool,
 }
 
 impl Scanned {
@@ -69,9 +71,16 @@ impl Scanned {
         }
     }
 
-    /// Returns whether a list has all organizations that a page names.
-    pub(in crate::reconcile) fn are_organizations_in(&self, listed: &HashSet<String>) -> bool {
-        self.organizations.len() <= MOST_ORGANIZATIONS && self.organizations.is_subset(listed)
+    /// Returns an organization that a page names and a list lacks, or another reason why the list may lack one.
+    pub(in crate::reconcile) fn not_in(&self, listed: &HashSet<String>) -> Option<String> {
+        if !self.has_all_pages {
+            return Some("the scan continued an earlier one, whose pages it does not know".to_owned());
+        }
+        if self.organizations.len() > MOST_ORGANIZATIONS {
+            return Some(format!("users are in more than {MOST_ORGANIZATIONS} organizations"));
+        }
+        let named = self.organizations.difference(listed).next()?;
+        Some(format!("a page of users names organization {named:?}, which the list lacks"))
     }
 }
 
