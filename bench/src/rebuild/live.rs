@@ -33,7 +33,7 @@ pub async fn measure(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     // The load, MongoDB and the rebuild share the machine.
-    let window = alone.used.took * 4 + AFTER;
+    let window = alone.used.took * 8 + AFTER;
     let live = updates(source, run.users() as u64, window);
     let requests = off_thread({
         let live = live.clone();

@@ -45,14 +45,13 @@ async fn histories_with_kills_are_rebuilt_on_the_embedded_store() {
 }
 
 async fn histories(fresh: impl AsyncFn() -> Fresh) {
-    let count = repetitions("KINSYNC_TEST_HISTORIES", PER_STORE);
-    let mut world = World::new(fresh().await).await;
-    for first in (0..count).step_by(PER_STORE as usize) {
-        if first > 0 {
-            world = World::new(fresh().await).await;
-        }
+    // To repeat some, or to divide them among several processes.
+    let start = repetitions("KINSYNC_TEST_FIRST_HISTORY", 0);
+    let end = start + repetitions("KINSYNC_TEST_HISTORIES", PER_STORE);
+    for first in (start..end).step_by(PER_STORE as usize) {
+        let world = World::new(fresh().await).await;
         let mut history = History::new(&world, 6, u64::from(first));
-        for n in first..count.min(first + PER_STORE) {
+        for n in first..end.min(first + PER_STORE) {
             let when = format!("{}, history {n}", world.fresh.name);
             Box::pin(live(&mut history)).await;
             Box::pin(is_rebuilt(&mut history, &when)).await;
