@@ -1,4 +1,4 @@
-//! Most of docs/reference is generated from the lists in the code. `UPDATE_REFERENCE=1 cargo test -p kinsync --test it reference`
+//! Most of docs/reference is generated from the lists in the code. `UPDATE_REFERENCE=1 cargo test -p kinsync --all-features --test it reference`
 //! writes it; without the variable a stale file fails.
 
 use std::{fmt::Write as _, path::PathBuf};

@@ -55,7 +55,7 @@ fn redis(address: SecretString) -> Result<QueueKind> {
 
 #[cfg(not(feature = "redis"))]
 fn redis(_: SecretString) -> Result<QueueKind> {
-    Err("needs a kinsync that was built with the feature `redis`".into())
+    Err("needs a kinsync that was built with `cargo build --release --features redis`".into())
 }
 
 #[cfg(feature = "rabbitmq")]
@@ -66,7 +66,7 @@ fn rabbitmq(address: SecretString) -> Result<QueueKind> {
 
 #[cfg(not(feature = "rabbitmq"))]
 fn rabbitmq(_: SecretString) -> Result<QueueKind> {
-    Err("needs a kinsync that was built with the feature `rabbitmq`".into())
+    Err("needs a kinsync that was built with `cargo build --release --features rabbitmq`".into())
 }
 
 #[cfg(any(feature = "rabbitmq", feature = "redis"))]
