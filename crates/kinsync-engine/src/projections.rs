@@ -160,6 +160,16 @@ pub async fn system(store: &dyn Store, days: (Day, Day)) -> Result<Vec<(Day, Rec
     list::<system::Projector>(store, days).await
 }
 
+/// Returns whether the log has entries of these days, with figures or without.
+///
+/// # Errors
+/// Fails when the store fails.
+pub async fn has_entries(store: &dyn Store, (since, until): (Day, Day)) -> Result<bool, Error> {
+    let (since, until) = (Some(since.start()), Some(until.next().start()));
+    let page = store.events(&EventFilter { since, until, limit: 1, ..EventFilter::default() }).await?;
+    Ok(!page.items.is_empty() || !page.undecodable.is_empty())
+}
+
 async fn list<P: Projection>(
     store: &dyn Store,
     (since, until): (Day, Day),

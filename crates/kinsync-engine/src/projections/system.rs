@@ -1,6 +1,6 @@
 //! Deliveries, lag and drift of a day.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use kinsync_core::Micros;
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,13 @@ impl Lag {
         for (bucket, count) in &other.0 {
             *self.0.entry(*bucket).or_default() += count;
         }
+    }
+
+    /// Returns the lags up to this one, with an error of at most 5 %.
+    #[must_use]
+    pub fn up_to(&self, longest: Duration) -> Self {
+        let last = bucket(i64::try_from(longest.as_micros()).unwrap_or(i64::MAX));
+        Self(self.0.range(..=last).map(|(bucket, count)| (*bucket, *count)).collect())
     }
 
     /// Returns the number of lags.
@@ -135,6 +142,9 @@ mod tests {
             assert!((found / seconds - 1.0).abs() < 0.05, "{share}: {found}");
         }
         assert_eq!(Lag::default().percentile(0.5), None);
+        let short = all.up_to(Duration::from_secs(5)).count();
+        assert!((4_750..=5_500).contains(&short), "{short}");
+        assert_eq!(all.up_to(Duration::MAX), all);
         let mut extreme = Lag::default();
         for lag in [i64::MIN, 0, i64::MAX] {
             extreme.add(lag);

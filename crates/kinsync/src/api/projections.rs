@@ -1,10 +1,13 @@
 //! Figures of days, from the event log.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use kinsync_engine::internal::projections::{self, Day, Record};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
+
+/// Longer than Kinde repeats a delivery.
+const LONGEST_LAG: Duration = Duration::from_hours(72);
 
 /// Which days to list.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams, clap::Args)]
@@ -26,7 +29,11 @@ pub struct DaysQuery {
 /// Growth by day, oldest first. Days without entries in the event log are left out. The figures are as of the last computation, which
 /// `projections.every` sets.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct GrowthReport {
+    /// Whether the log has entries of these days, and no figures of them were computed yet.
+    #[serde(default)]
+    pub is_pending: bool,
     /// The days.
     pub days: Vec<GrowthDay>,
 }
@@ -80,7 +87,11 @@ pub struct Basis {
 /// The operation of kinsync by day, oldest first. Days without entries in the event log are left out. The figures are as of the last
 /// computation, which `projections.every` sets.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct SystemReport {
+    /// Whether the log has entries of these days, and no figures of them were computed yet.
+    #[serde(default)]
+    pub is_pending: bool,
     /// The days.
     pub days: Vec<SystemDay>,
     /// The lag over all days.
@@ -107,11 +118,15 @@ pub struct SystemDay {
     pub basis: Basis,
 }
 
-/// Percentiles of the time from an event to the receipt of its delivery, in seconds, with an error of at most 5 %.
+/// Percentiles of the time from an event to the receipt of its delivery, in seconds, with an error of at most 5 %. A longer time than three
+/// days is no lag: Kinde repeats a delivery for 36 hours, so the event was sent again, or imported.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct LagPercentiles {
-    /// Number of deliveries with a time of the event.
+    /// Number of deliveries with a time of the event, up to three days before the receipt.
     pub count: u64,
+    /// Number of deliveries with an earlier time of the event. The percentiles leave them out.
+    #[serde(default)]
+    pub older: u64,
     /// Half of them took at most this long; absent without deliveries.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub p50: Option<f64>,
@@ -136,7 +151,7 @@ impl From<Vec<(Day, Record<projections::Growth>)>> for GrowthReport {
             let other_organizations = other_organizations.into();
             GrowthDay { day, sign_ups, deletions, active_users, organizations, other_organizations, basis }
         };
-        Self { days: days.into_iter().map(day).collect() }
+        Self { is_pending: false, days: days.into_iter().map(day).collect() }
     }
 }
 
@@ -157,14 +172,15 @@ impl From<Vec<(Day, Record<projections::System>)>> for SystemReport {
             SystemDay { day, deliveries, lag: (&lag).into(), drift, entries, basis }
         };
         let days = days.into_iter().map(&mut day).collect();
-        Self { days, lag: (&all).into() }
+        Self { is_pending: false, days, lag: (&all).into() }
     }
 }
 
 impl From<&projections::Lag> for LagPercentiles {
     fn from(lag: &projections::Lag) -> Self {
-        let [p50, p95, p99, max] = [0.5, 0.95, 0.99, 1.0].map(|share| lag.percentile(share));
-        Self { count: lag.count(), p50, p95, p99, max }
+        let recent = lag.up_to(LONGEST_LAG);
+        let [p50, p95, p99, max] = [0.5, 0.95, 0.99, 1.0].map(|share| recent.percentile(share));
+        Self { count: recent.count(), older: lag.count() - recent.count(), p50, p95, p99, max }
     }
 }
 

@@ -17,7 +17,7 @@ Examples:
 
 const SYSTEM_HELP: &str = "\
 The figures are computed from the event log, by day of receipt in UTC. The lag is the time from an event to the receipt of its delivery. \
-Drift is the number of differences from Kinde that scans and checks found.
+OLDER counts deliveries of events from more than three days before, which were sent again or imported: the lag leaves them out. Drift is the number of differences from Kinde that scans and checks found.
 
 Example:
   kinsync stats system --json | jq '.days[] | [.day, .lag.p99]'";
@@ -54,6 +54,8 @@ async fn growth(Days { query, json, flags }: Days) -> Result<ExitCode, Exit> {
     let report: GrowthReport = Client::new(flags)?.list(&["stats", "growth"], &query).await?;
     if json {
         output::json(&report);
+    } else if report.is_pending {
+        say_pending("growth");
     } else {
         output::table(["DAY", "SIGN-UPS", "DELETIONS", "ACTIVE USERS"], report.days.iter().map(growth_row));
     }
@@ -71,16 +73,25 @@ async fn system(Days { query, json, flags }: Days) -> Result<ExitCode, Exit> {
     let report: SystemReport = Client::new(flags)?.list(&["stats", "system"], &query).await?;
     if json {
         output::json(&report);
+    } else if report.is_pending {
+        say_pending("system");
     } else {
         output::table(
-            ["DAY", "DELIVERIES", "LAG P50", "P95", "P99", "DRIFT"],
+            ["DAY", "DELIVERIES", "LAG P50", "P95", "P99", "OLDER", "DRIFT"],
             report.days.iter().map(system_row),
         );
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn system_row(day: &SystemDay) -> [String; 6] {
+fn say_pending(projection: &str) {
+    output::say(&format!(
+        "not computed yet: a server computes the figures at the interval KINSYNC_PROJECTIONS_EVERY, and `kinsync rebuild \
+         --projection {projection}` at once"
+    ));
+}
+
+fn system_row(day: &SystemDay) -> [String; 7] {
     let mark = if day.basis.is_kept { "*" } else { "" };
     let seconds =
         |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds:.3} s"));
@@ -94,6 +105,7 @@ fn system_row(day: &SystemDay) -> [String; 6] {
         seconds(lag.p50),
         seconds(lag.p95),
         seconds(lag.p99),
+        lag.older.to_string(),
         drift,
     ]
 }

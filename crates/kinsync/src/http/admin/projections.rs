@@ -18,12 +18,18 @@ const MAX_DAYS: i64 = 400;
 
 /// GET /api/admin/stats/growth
 pub async fn growth(state: Arc<AppState>, Params(query): Params<DaysQuery>) -> Result<GrowthReport> {
-    Ok(projections::growth(&**state.engine.store(), days(&state, &query)?).await?.into())
+    let (store, days) = (&**state.engine.store(), days(&state, &query)?);
+    let found = projections::growth(store, days).await?;
+    let is_pending = found.is_empty() && projections::has_entries(store, days).await?;
+    Ok(GrowthReport { is_pending, ..found.into() })
 }
 
 /// GET /api/admin/stats/system
 pub async fn system(state: Arc<AppState>, Params(query): Params<DaysQuery>) -> Result<SystemReport> {
-    Ok(projections::system(&**state.engine.store(), days(&state, &query)?).await?.into())
+    let (store, days) = (&**state.engine.store(), days(&state, &query)?);
+    let found = projections::system(store, days).await?;
+    let is_pending = found.is_empty() && projections::has_entries(store, days).await?;
+    Ok(SystemReport { is_pending, ..found.into() })
 }
 
 fn days(state: &AppState, query: &DaysQuery) -> Result<(Day, Day)> {
