@@ -141,6 +141,10 @@ pub struct Run {
     #[serde(flatten)]
     #[expect(missing_docs, reason = "its fields are those of the document")]
     pub summary: RunSummary,
+    /// Whether deletions or removals that this run held can be approved now. `false` after their approval, and after a newer run
+    /// replaced them.
+    #[serde(rename = "awaitsApproval", default)]
+    pub awaits_approval: bool,
     /// Some of the users that differed, at most 50.
     pub examples: Vec<Drift>,
 }
@@ -264,9 +268,10 @@ impl RunSummary {
 }
 
 impl Run {
-    /// The run, with what the other runs say about it.
-    pub fn new(run: &record::Run, runs: &[record::Run]) -> Self {
-        Self { summary: RunSummary::new(run, runs), ..run.into() }
+    /// The run, with what the other runs say about it. `is_held` is whether the store still has what it held.
+    pub fn new(run: &record::Run, runs: &[record::Run], is_held: bool) -> Self {
+        let summary = RunSummary::new(run, runs);
+        Self { awaits_approval: is_held && summary.approved_by.is_none(), summary, ..run.into() }
     }
 }
 
@@ -313,7 +318,9 @@ impl From<&record::Run> for RunSummary {
 
 impl From<&record::Run> for Run {
     fn from(run: &record::Run) -> Self {
-        Self { summary: run.into(), examples: run.tally.examples.iter().map(Into::into).collect() }
+        let awaits_approval = run.tally.held() > 0 && run.mode != record::RunMode::DryRun;
+        let examples = run.tally.examples.iter().map(Into::into).collect();
+        Self { summary: run.into(), awaits_approval, examples }
     }
 }
 

@@ -173,12 +173,18 @@ pub(super) fn show(run: &Run, as_json: bool) {
     }
     let is_held = |kind| summary.drift.get(&kind).is_some_and(|held| *held > 0);
     let is_held = is_held(DriftKind::DeletionHeld) || is_held(DriftKind::RemovalHeld);
-    if is_held && !is_dry && summary.approved_by.is_none() {
+    if run.awaits_approval {
         output::say(&format!(
             "Unusually many users are missing at Kinde, or in an organization, so their deletion or removal needs approval. If it \
              is right, run: kinsync reconcile --approve {}",
             summary.id
         ));
+    } else if let Some(by) = &summary.approved_by {
+        output::say(&format!("Run {by} carried out what was held."));
+    } else if is_held && !is_dry {
+        output::say(
+            "What was held cannot be approved any more, because a newer run replaced it: see `kinsync runs list`.",
+        );
     }
 }
 
@@ -226,20 +232,21 @@ fn show_sources(run: &RunSummary) {
     list(missed.collect(), "Missed by webhook, by the source of the previous change");
     if let Some(roles) = &run.roles {
         output::say(&format!(
-            "Roles of {} members of {} organizations compared",
-            roles.members, roles.organizations
+            "Roles of {} of {} compared",
+            counted(roles.members, "member", "members"),
+            counted(roles.organizations, "organization", "organizations")
         ));
         if roles.unknown_permissions > 0 {
             output::say(&format!(
-                "Permissions of {} members are unknown yet; each scan reads those of KINSYNC_PERMISSION_READS members",
-                roles.unknown_permissions
+                "Permissions of {} are unknown yet; each scan reads those of KINSYNC_PERMISSION_READS members",
+                counted(roles.unknown_permissions, "member", "members")
             ));
         }
         roles.not_compared.iter().for_each(|reason| output::say(reason));
     }
     if let Some(properties) = &run.properties {
-        let (users, changed) = (properties.users, properties.changed);
-        output::say(&format!("Properties of {users} users compared, {changed} with a difference"));
+        let users = counted(properties.users, "user", "users");
+        output::say(&format!("Properties of {users} compared, {} with a difference", properties.changed));
         properties.not_compared.iter().for_each(|reason| output::say(reason));
     }
 }
@@ -256,8 +263,8 @@ fn done(kind: DriftKind) -> &'static str {
         DriftKind::FilledIn => "completed with fields that no event carries",
         DriftKind::SignedIn => "with a newer sign-in",
         DriftKind::Deleted => "deleted",
-        DriftKind::DeletionHeld => "deletion held",
-        DriftKind::RemovalHeld => "removal of a membership, role or permission held",
+        DriftKind::DeletionHeld => "with a held deletion",
+        DriftKind::RemovalHeld => "with a held removal of a membership, role or permission",
         DriftKind::Restored => "restored",
         DriftKind::ListedAfterDeletion => "left deleted, although listed",
         DriftKind::Refused => "refused by the store",

@@ -9,7 +9,10 @@ use kinsync_engine::internal::{
     known_users::KnownUser,
     pending_checks::Approval,
     queue::EntryId,
-    reconcile::{self, record::History},
+    reconcile::{
+        self,
+        record::{self, History},
+    },
     refused_users,
     store::{EventFilter, EventPosition, LogSource, Store},
 };
@@ -251,7 +254,11 @@ pub async fn runs(state: Arc<AppState>, (): ()) -> Result<RunList> {
 pub async fn run(state: Arc<AppState>, Id(id): Id) -> Result<Run> {
     let runs = state.engine.runs().await?.runs;
     let run = runs.iter().find(|run| run.id == id).ok_or_else(|| not_found("run"))?;
-    Ok(Run::new(run, &runs))
+    shown(&state, run, &runs).await
+}
+
+async fn shown(state: &AppState, run: &record::Run, runs: &[record::Run]) -> Result<Run> {
+    Ok(Run::new(run, runs, reconcile::is_held(&**state.engine.store(), &run.id).await?))
 }
 
 /// GET /api/admin/drift
@@ -259,10 +266,11 @@ pub async fn drift(state: Arc<AppState>, (): ()) -> Result<DriftReport> {
     let runs = state.engine.runs().await?.runs;
     let silent =
         state.engine.reconciler().and_then(|reconcile| reconcile.status.borrow().silent_webhook.clone());
-    Ok(DriftReport {
-        run: runs.iter().find(|run| run.is_whole()).map(|run| Run::new(run, &runs)),
-        webhook_silence: silent.as_ref().map(Into::into),
-    })
+    let run = match runs.iter().find(|run| run.is_whole()) {
+        Some(run) => Some(shown(&state, run, &runs).await?),
+        None => None,
+    };
+    Ok(DriftReport { run, webhook_silence: silent.as_ref().map(Into::into) })
 }
 
 /// POST /api/admin/reconcile: a process that shares the store starts the scan within seconds.

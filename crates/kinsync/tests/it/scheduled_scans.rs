@@ -157,39 +157,54 @@ async fn a_running_server_carries_out_the_deletions_that_are_approved() {
         deployment.kinde.delete_user(user, Profile::Remove).unwrap();
     }
     // A read is newer than the last one only after the next second of Kinde's clock.
-    let deadline = Instant::now() + DEADLINE;
-    let held = loop {
-        deployment.admin(reqwest::Method::POST, "/api/admin/reconcile").await;
-        let runs = deployment.admin(reqwest::Method::GET, "/api/admin/runs").await;
-        if let Some(run) =
-            runs["runs"].as_array().unwrap().iter().find(|run| run["drift"]["deletion_held"] == 25)
-        {
-            break run["id"].as_str().unwrap().to_owned();
+    let holds = async |deletions: u64| {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            deployment.admin(reqwest::Method::POST, "/api/admin/reconcile").await;
+            let runs = deployment.admin(reqwest::Method::GET, "/api/admin/runs").await;
+            let mut ended = runs["runs"].as_array().unwrap().iter().filter(|run| run["outcome"] != "running");
+            if let Some(run) = ended.find(|run| run["drift"]["deletion_held"] == deletions) {
+                break run["id"].as_str().unwrap().to_owned();
+            }
+            assert!(Instant::now() < deadline, "{runs}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        assert!(Instant::now() < deadline, "{runs}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
     };
+    let replaced = holds(25).await;
     let url = deployment.apps[0].url("");
     let vars = [("KINSYNC_SERVER", url.as_str()), ("KINSYNC_ADMIN_TOKEN", TOKEN)];
     let approve = |run: &str| kinsync(&["reconcile", "--soon", "--approve", run], &vars).output().unwrap();
-    let show =
-        || String::from_utf8(kinsync(&["runs", "show", &held], &vars).output().unwrap().stdout).unwrap();
-    assert!(show().contains(&format!("kinsync reconcile --approve {held}")), "{}", show());
-    let refused = approve("20200101-000000-0000");
-    let stderr = String::from_utf8(refused.stderr).unwrap();
-    assert!(refused.status.code() == Some(1) && stderr.contains("holds no deletions"), "{stderr}");
+    let show = |run: &str| {
+        String::from_utf8(kinsync(&["runs", "show", run], &vars).output().unwrap().stdout).unwrap()
+    };
+    assert!(
+        show(&replaced).contains(&format!("kinsync reconcile --approve {replaced}")),
+        "{}",
+        show(&replaced)
+    );
+    // A run that holds another user replaces what was held.
+    deployment.kinde.delete_user(&users[25], Profile::Remove).unwrap();
+    let held = holds(26).await;
+    let shown = show(&replaced);
+    assert!(!shown.contains("--approve") && shown.contains("cannot be approved any more"), "{shown}");
+    assert!(show(&held).contains(&format!("kinsync reconcile --approve {held}")), "{}", show(&held));
+    for refused in ["20200101-000000-0000", &replaced] {
+        let refused = approve(refused);
+        let stderr = String::from_utf8(refused.stderr).unwrap();
+        assert!(refused.status.code() == Some(1) && stderr.contains("holds no deletions"), "{stderr}");
+    }
     assert!(approve(&held).status.success());
-    for user in &users[..25] {
+    for user in &users[..26] {
         deployment.until_stored(user, doc! { "isDeleted": true }).await;
     }
-    assert_eq!(deployment.users.count_documents(doc! { "isDeleted": false }).await.unwrap(), 15);
+    assert_eq!(deployment.users.count_documents(doc! { "isDeleted": false }).await.unwrap(), 14);
     // The run that carries it out is recorded after its last deletion.
     let deadline = Instant::now() + DEADLINE;
-    while show().contains("needs approval") {
-        assert!(Instant::now() < deadline, "an approved run still needs approval: {}", show());
+    while show(&held).contains("needs approval") {
+        assert!(Instant::now() < deadline, "an approved run still needs approval: {}", show(&held));
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    assert!(show().contains("25 deletion held"), "{}", show());
+    assert!(show(&held).contains("26 with a held deletion"), "{}", show(&held));
 }
 
 #[tokio::test(flavor = "multi_thread")]
