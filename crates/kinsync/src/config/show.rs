@@ -20,23 +20,84 @@ pub fn masked(resolved: &Resolved) -> Option<String> {
         // A setting that is not for secrets may contain one. The value is then rejected, and shown in the message.
         Secrecy::Open if text.contains("://") && text.contains('@') => without_credentials(text),
         Secrecy::Open => text.clone(),
-        Secrecy::Hidden => "********".to_owned(),
+        Secrecy::Hidden => MASK.to_owned(),
         Secrecy::Credentials => without_credentials(text),
     })
 }
 
-/// A URL with stars for its user and password, and without its options, which may hold secrets too. When a `?` may be part
-/// of a password that was not encoded, only the scheme is shown.
+const MASK: &str = "********";
+
+/// Options of addresses that hold no secret, in lower case: MongoDB compares them without case.
+const OPEN_OPTIONS: [&str; 37] = [
+    // MongoDB
+    "appname",
+    "authmechanism",
+    "authsource",
+    "compressors",
+    "connecttimeoutms",
+    "directconnection",
+    "heartbeatfrequencyms",
+    "journal",
+    "loadbalanced",
+    "localthresholdms",
+    "maxconnecting",
+    "maxidletimems",
+    "maxpoolsize",
+    "maxstalenessseconds",
+    "minpoolsize",
+    "readconcernlevel",
+    "readpreference",
+    "readpreferencetags",
+    "replicaset",
+    "retryreads",
+    "retrywrites",
+    "serverselectiontimeoutms",
+    "sockettimeoutms",
+    "srvmaxhosts",
+    "srvservicename",
+    "ssl",
+    "tls",
+    "tlsallowinvalidcertificates",
+    "tlsallowinvalidhostnames",
+    "tlscafile",
+    "tlscertificatekeyfile",
+    "tlsinsecure",
+    "w",
+    "wtimeoutms",
+    "zlibcompressionlevel",
+    // RabbitMQ and Redis
+    "heartbeat",
+    "protocol",
+];
+
+/// A URL with stars for its user and password, and for options that may hold a secret. When a `?` may be part of a password
+/// that was not encoded, only the scheme is shown.
 fn without_credentials(text: &str) -> String {
-    let Some((scheme, rest)) = text.split_once("://") else { return "********".to_owned() };
-    let (place, options) = rest.split_once('?').unwrap_or((rest, ""));
-    if options.contains('@') {
-        return format!("{scheme}://********");
+    let Some((scheme, rest)) = text.split_once("://") else { return MASK.to_owned() };
+    let (place, options) = match rest.split_once('?') {
+        Some((place, options)) => (place, Some(options)),
+        None => (rest, None),
+    };
+    if options.is_some_and(|options| options.contains('@')) {
+        return format!("{scheme}://{MASK}");
     }
+    let options = options.map(open_options).unwrap_or_default();
     match place.rsplit_once('@') {
-        Some((_, hosts)) => format!("{scheme}://********@{hosts}"),
-        None => format!("{scheme}://{place}"),
+        Some((_, hosts)) => format!("{scheme}://{MASK}@{hosts}{options}"),
+        None => format!("{scheme}://{place}{options}"),
     }
+}
+
+/// The options with their `?`, and stars in place of those that may hold a secret.
+fn open_options(options: &str) -> String {
+    let is_open = |option: &&str| {
+        let (name, _) = option.split_once('=').unwrap_or((option, ""));
+        OPEN_OPTIONS.contains(&name.to_ascii_lowercase().as_str())
+    };
+    let (open, hidden): (Vec<&str>, Vec<&str>) =
+        options.split('&').filter(|option| !option.is_empty()).partition(is_open);
+    let shown: Vec<&str> = open.into_iter().chain(hidden.first().map(|_| MASK)).collect();
+    if shown.is_empty() { String::new() } else { format!("?{}", shown.join("&")) }
 }
 
 /// The merge of all settings, for programs. The shape is stable.
@@ -105,7 +166,15 @@ mod tests {
     fn a_mongodb_uri_is_shown_without_what_may_be_secret() {
         let check = |text: &str, expect: &str| assert_eq!(without_credentials(text), expect);
         check("mongodb://h:1/app", "mongodb://h:1/app");
-        check("mongodb://u:p%40@h:1,i:2/app?authSource=admin", "mongodb://********@h:1,i:2/app");
+        check(
+            "mongodb://u:p%40@h:1,i:2/app?replicaSet=rs0&authSource=admin",
+            "mongodb://********@h:1,i:2/app?replicaSet=rs0&authSource=admin",
+        );
+        check(
+            "mongodb://h/app?authMechanismProperties=TOKEN:a&w=majority&tlsCertificateKeyFilePassword=b",
+            "mongodb://h/app?w=majority&********",
+        );
+        check("redis+sentinel://h/main?sentinel_password=a", "redis+sentinel://h/main?********");
         check("mongodb+srv://u:p@ss@h/app", "mongodb+srv://********@h/app");
         check("rubbish", "********");
         // The end of a password that was not encoded is unknown.

@@ -230,7 +230,10 @@ impl Sources {
         };
         let unknown = self.vars.keys().filter(|name| !known.contains(name));
         let problem = |name: &String| {
-            let near = file::nearest(name, known.iter().map(String::as_str));
+            // Some settings have names that other programs use too, without the prefix.
+            let without_prefix =
+                name.strip_prefix("KINSYNC_").filter(|rest| known.iter().any(|one| one == rest));
+            let near = without_prefix.or_else(|| file::nearest(name, known.iter().map(String::as_str)));
             match near {
                 _ if name.starts_with("KINSYNC_") => {}
                 Some(near) if SHARED_PREFIXES.iter().any(|p| name.starts_with(p)) && is_unset(near) => {}

@@ -161,12 +161,15 @@ fn a_broken_file_is_named_with_the_line_and_without_its_content() {
 
 #[test]
 fn a_typo_in_a_variable_of_ours_is_a_warning() {
-    let loaded = Config::load(&Sources::from_vars([SECRET, ("KINSYNC_DATADIR", "/data")])).unwrap();
-    assert!(
-        loaded.warnings.iter().any(|w| w.contains("did you mean KINSYNC_DATA_DIR?")),
-        "{:?}",
-        loaded.warnings
-    );
+    for (name, meant) in [
+        ("KINSYNC_DATADIR", "KINSYNC_DATA_DIR"),
+        ("KINSYNC_PORT", "PORT"),
+        ("KINSYNC_MONGODB_URI_FILE", "MONGODB_URI_FILE"),
+    ] {
+        let loaded = Config::load(&Sources::from_vars([SECRET, (name, "/data")])).unwrap();
+        let expected = format!("did you mean {meant}?");
+        assert!(loaded.warnings.iter().any(|w| w.contains(&expected)), "{name}: {:?}", loaded.warnings);
+    }
 }
 
 #[test]
