@@ -2,7 +2,7 @@
 //!
 //! Each check ends in one [`Finding`]. Every finding is always present, in the same order. The checks run at the same time,
 //! each group with a deadline. Nothing is written to Kinde or to `MongoDB`; in the data folder one file is created, synced
-//! and removed. A server that uses the same folder is not disturbed.
+//! and removed, or a folder beside it while it does not exist. A server that uses the same folder is not disturbed.
 //!
 //! In reading order:
 //! - `kinde`: clock, signing keys, issuers, credentials, scopes, the webhook, event types

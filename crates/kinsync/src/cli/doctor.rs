@@ -14,7 +14,8 @@ use crate::{
 
 const AFTER_HELP: &str = "\
 Reads the settings as `kinsync serve` does and checks Kinde, MongoDB, the data folder and the running server at the same \
-time. It changes nothing: in the data folder it creates, syncs and removes one file. Kinde counts one token for each run.
+time. It changes nothing: in the data folder it creates, syncs and removes one file, or one folder beside it while it does not exist. With \
+the admin token, a server on this machine or with TLS names the causes of its problems. Kinde counts one token for each run.
 
   ok       works
   warning  works, and needs attention
@@ -94,9 +95,11 @@ fn print(findings: &[Finding]) {
     let width = findings.iter().map(|finding| finding.id.len()).max().unwrap_or_default();
     for finding in findings {
         let status = style(finding.status).apply_to(format!("{:7}", finding.status.as_str()));
-        output::say(&format!("{status}  {:width$}  {}", finding.id, output::plain(&finding.found)));
+        let indent = 9 + width + 2;
+        let found = format!("{status}  {:width$}  {}", finding.id, output::plain(&finding.found));
+        output::say_wrapped(&found, indent);
         if let Some(fix) = &finding.fix {
-            output::say(&format!("{:9}{:width$}  > {}", "", "", output::plain(fix)));
+            output::say_wrapped(&format!("{:indent$}> {}", "", output::plain(fix)), indent + 2);
         }
     }
     let (failed, warnings) = (count(findings, Status::Failed), count(findings, Status::Warning));

@@ -7,13 +7,19 @@ use std::{
     time::Duration,
 };
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::Value;
 
 /// Width of text in a pipe, as of the help there.
 const PIPE_WIDTH: u16 = 100;
+
+/// Titles of columns with ids, which never wrap, so that they can be copied.
+const IDS: [&str; 9] = ["CODE", "DOCUMENT", "EVENT", "ID", "RECORD", "RUN", "SKIPPED", "USER", "WEBHOOK"];
+
+/// Columns of text that are narrower are hard to read.
+const NARROW: u16 = 12;
 
 /// Why stdout could not be written for the first time, for example because the disk is full.
 static FAILURE: OnceLock<io::Error> = OnceLock::new();
@@ -77,15 +83,70 @@ fn filled<'a>(
     for row in rows {
         table.add_row(row.into_iter().map(|cell| plain(&cell)));
     }
-    if table.is_empty() { "none found".to_owned() } else { table.trim_fmt() }
+    if table.is_empty() {
+        return "none found".to_owned();
+    }
+    keep_ids_whole(&mut table);
+    table.trim_fmt()
+}
+
+/// Wraps no cell of a column with ids. When too little of the width is left for the other columns, nothing wraps: the
+/// terminal breaks the lines then, and what is copied from it is whole.
+fn keep_ids_whole(table: &mut Table) {
+    let Some(width) = table.width() else { return };
+    let titles: Vec<String> =
+        table.header().into_iter().flat_map(|row| row.cell_iter().map(comfy_table::Cell::content)).collect();
+    let widths = table.column_max_content_widths();
+    let mut least = 0;
+    for ((title, content), column) in titles.iter().zip(widths).zip(table.column_iter_mut()) {
+        let has_ids = IDS.contains(&title.as_str());
+        if has_ids {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
+        least += usize::from(column.padding_width());
+        least += usize::from(if has_ids { content } else { content.min(NARROW) });
+    }
+    if least > width.into() {
+        table.set_content_arrangement(ContentArrangement::Disabled);
+    }
+}
+
+/// Prints a text that wraps between words at the width of the terminal, or of a pipe. Later lines begin with this many spaces.
+pub(super) fn say_wrapped(text: &str, indent: usize) {
+    let columns = terminal_width().unwrap_or(PIPE_WIDTH);
+    say(&wrapped(text, indent, columns.into()));
+}
+
+/// Words stay whole, so that what is copied is complete.
+fn wrapped(text: &str, indent: usize, columns: usize) -> String {
+    // A narrow terminal breaks the lines itself.
+    let columns = columns.max(indent + usize::from(NARROW) * 2);
+    let (mut lines, mut width) = (String::new(), 0);
+    for word in text.split_inclusive(' ') {
+        let (all, visible) =
+            (console::measure_text_width(word), console::measure_text_width(word.trim_end()));
+        if width + visible > columns && width > indent {
+            lines.truncate(lines.trim_end().len());
+            lines.push('\n');
+            lines.extend(std::iter::repeat_n(' ', indent));
+            width = indent;
+        }
+        lines.push_str(word);
+        width += all;
+    }
+    lines
+}
+
+fn terminal_width() -> Option<u16> {
+    let terminal = console::Term::stdout();
+    terminal.size_checked().filter(|_| terminal.is_term()).map(|(_, columns)| columns)
 }
 
 /// A table without lines; its cells wrap at the width of the terminal, and not at all in a pipe.
 fn columns_only() -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    let terminal = console::Term::stdout();
-    if let Some((_, columns)) = terminal.size_checked().filter(|_| terminal.is_term()) {
+    if let Some(columns) = terminal_width() {
         table.set_width(columns);
     }
     table
@@ -103,12 +164,25 @@ pub(super) fn one(document: &impl Serialize, as_json: bool) {
     }
     let document = serde_json::to_value(document).expect("a document has only text keys");
     let mut table = columns_only();
+    let mut longest_word = 0;
     for (key, value) in document.as_object().into_iter().flatten() {
         let text = match value {
-            Value::String(text) => text.clone(),
+            Value::String(text) => {
+                if !text.contains(' ') {
+                    longest_word = longest_word.max(console::measure_text_width(text));
+                }
+                text.clone()
+            }
             other => other.to_string(),
         };
         table.add_row([key.clone(), plain(&text)]);
+    }
+    // An id is not broken: then the terminal breaks the lines.
+    let keys = table.column_max_content_widths().first().copied().unwrap_or_default();
+    let padding: u16 = table.column_iter().map(comfy_table::Column::padding_width).sum();
+    let least = usize::from(keys) + usize::from(padding) + longest_word;
+    if table.width().is_some_and(|width| least > width.into()) {
+        table.set_content_arrangement(ContentArrangement::Disabled);
     }
     say(&table.trim_fmt());
 }
@@ -142,6 +216,35 @@ pub(super) fn spinner(what: &str) -> ProgressBar {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn rows(width: u16, titles: [&str; 3], row: [&str; 3]) -> String {
+        let mut table = columns_only();
+        table.set_width(width);
+        filled(table, titles, [row.map(str::to_owned)])
+    }
+
+    #[test]
+    fn an_id_is_never_broken() {
+        let (event, user) = ("event_0190932d7592c68bda50d62b2ffa8cbb", "kp_0190932d7592c68bda50d62b2ffa8cbb");
+        let reason = "the document is refused by a unique index of the application on the key `email`";
+        let text = rows(80, ["ID", "EVENT", "REASON"], ["17", event, reason]);
+        assert!(text.contains(event) && text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        // Not even where nothing is left for the others.
+        let text = rows(80, ["EVENT", "USER", "REASON"], [event, user, reason]);
+        assert!([event, user, reason].iter().all(|cell| text.contains(cell)), "{text}");
+        let text = rows(20, ["RUN", "OUTCOME", "DONE"], ["20261123-101500-3fa2", "complete", "-"]);
+        assert!(text.contains("20261123-101500-3fa2"), "{text}");
+    }
+
+    #[test]
+    fn a_long_line_wraps_between_words_below_its_text() {
+        let text =
+            "ok  server.health  https://kinsync.example.com/with/a/long/path accepts deliveries of users";
+        let expected = "ok  server.health  https://kinsync.example.com/with/a/long/path
+                   accepts deliveries of users";
+        assert_eq!(wrapped(text, 19, 60), expected);
+        assert_eq!(wrapped("a  b", 0, 60), "a  b");
+    }
 
     #[test]
     fn text_wraps_at_the_width_of_a_pipe_and_nothing_is_left_out() {

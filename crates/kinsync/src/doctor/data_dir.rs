@@ -58,7 +58,7 @@ fn look(dir: &Path, max_bytes: u64) -> Vec<Finding> {
     vec![access, space(dir, max_bytes), fsync, dead_letters(dir)]
 }
 
-/// Creates a file in the folder if it exists. Returns the file and the finding.
+/// Creates a file in the folder if it exists, else a folder where it would be created. Returns the file and the finding.
 fn access(dir: &Path) -> Result<(Option<tempfile::NamedTempFile>, Finding), Finding> {
     let name = dir.display();
     let fix = format!(
@@ -69,15 +69,13 @@ fn access(dir: &Path) -> Result<(Option<tempfile::NamedTempFile>, Finding), Find
         Ok(found) if !found.is_dir() => return Err(failed(format!("{name} is not a folder"))),
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let above = existing(dir);
-            let writable = above.as_deref().is_some_and(is_writable);
-            return if writable {
-                Ok((
+            let above = existing(dir).ok_or_else(|| "its path is not valid".to_owned());
+            return match above.and_then(|above| try_folder(&above)) {
+                Ok(()) => Ok((
                     None,
                     Finding::ok(ACCESS, format!("{name} does not exist yet; `kinsync serve` creates it")),
-                ))
-            } else {
-                Err(failed(format!("{name} does not exist and cannot be created")))
+                )),
+                Err(why) => Err(failed(format!("{name} does not exist and cannot be created: {why}"))),
             };
         }
         Err(error) => return Err(failed(format!("{name} cannot be read: {error}"))),
@@ -114,15 +112,12 @@ fn existing(dir: &Path) -> Option<PathBuf> {
     absolute.ancestors().find(|path| path.is_dir()).map(Path::to_owned)
 }
 
-#[cfg(unix)]
-fn is_writable(dir: &Path) -> bool {
-    use rustix::fs::Access;
-    rustix::fs::access(dir, Access::WRITE_OK | Access::EXEC_OK).is_ok()
-}
-
-#[cfg(not(unix))]
-fn is_writable(dir: &Path) -> bool {
-    fs::metadata(dir).is_ok_and(|found| !found.permissions().readonly())
+/// Creates a folder in this one and removes it. Permissions alone do not show whether it can be done: /proc grants them
+/// and refuses every folder.
+fn try_folder(above: &Path) -> Result<(), String> {
+    let made =
+        tempfile::Builder::new().prefix(".doctor-").tempdir_in(above).and_then(tempfile::TempDir::close);
+    made.map_err(|error| format!("no folder can be created in {}: {}", above.display(), reason(&error)))
 }
 
 #[cfg(unix)]
@@ -137,9 +132,14 @@ fn is_open_to_group(_dir: &Path) -> bool {
 }
 
 fn space(dir: &Path, max_bytes: u64) -> Finding {
-    let Some(free) = existing(dir).as_deref().and_then(free_bytes) else {
-        return Finding::skipped(SPACE, "the system does not report it", "check it with `df`");
-    };
+    match existing(dir).as_deref().and_then(free_bytes) {
+        Some(free) => space_left(free, max_bytes.saturating_sub(used(&dir.join("queue")))),
+        None => Finding::skipped(SPACE, "the system does not report it", "check it with `df`"),
+    }
+}
+
+/// Compares the free bytes with those that the queue may still use.
+fn space_left(free: u64, left: u64) -> Finding {
     let found = format!("{} free", size(free));
     let more = "free or add disk space for the data folder, or set KINSYNC_DATA_DIR to a larger disk";
     if free < LEAST_FREE {
@@ -149,7 +149,6 @@ fn space(dir: &Path, max_bytes: u64) -> Finding {
             more,
         );
     }
-    let left = max_bytes.saturating_sub(used(&dir.join("queue")));
     if free < left {
         return Finding::warning(
             SPACE,
@@ -162,7 +161,8 @@ fn space(dir: &Path, max_bytes: u64) -> Finding {
 
 #[cfg(unix)]
 fn free_bytes(dir: &Path) -> Option<u64> {
-    let found = rustix::fs::statvfs(dir).ok()?;
+    // A file system without a disk, such as /proc, has no blocks at all.
+    let found = rustix::fs::statvfs(dir).ok().filter(|found| found.f_blocks > 0)?;
     Some(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
@@ -227,5 +227,23 @@ fn dead_letters(dir: &Path) -> Finding {
         Err(error) => {
             Finding::skipped(DEAD_LETTERS, chain(&error), "run this as the user that runs the server")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Status;
+
+    #[test]
+    fn a_full_disk_fails_and_less_than_the_queue_may_use_is_a_warning() {
+        let check = |free, left, status, text: &str| {
+            let finding = space_left(free, left);
+            assert_eq!(finding.status, status, "{finding:?}");
+            assert!(finding.found.contains(text), "{finding:?}");
+        };
+        check(0, 1 << 30, Status::Failed, "0 B free: deliveries are answered 503");
+        check(512 << 20, 1 << 30, Status::Warning, "512 MiB free, less than the 1 GiB");
+        check(2 << 30, 1 << 30, Status::Ok, "2 GiB free");
     }
 }

@@ -5,7 +5,7 @@ use kinsync_engine::internal::reconcile::MAX_ORGANIZATIONS;
 use kinsync_tower::problem::chain;
 
 use super::Finding;
-use crate::{app::management::settings, config::Config};
+use crate::{app::management::settings, config::Config, plural::counted};
 
 pub(super) const ROLES: &str = "kinde.roles";
 
@@ -25,8 +25,10 @@ pub(super) async fn examine(config: &Config) -> Finding {
             let least = lists(organizations) + lists(roles) + 1 + organizations + roles;
             let most = 2 * config.reconcile.permission_reads;
             let found = format!(
-                "{organizations} organizations and {roles} roles: at least {least} requests per scan, and up to {most} for members with \
-                 unknown permissions (KINSYNC_PERMISSION_READS)"
+                "{} and {}: at least {least} requests per scan, and up to {most} for members with unknown permissions \
+                 (KINSYNC_PERMISSION_READS)",
+                counted(organizations, "organization", "organizations"),
+                counted(roles, "role", "roles")
             );
             if organizations > MAX_ORGANIZATIONS {
                 let limit =

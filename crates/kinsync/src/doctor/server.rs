@@ -2,6 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 
 use super::Finding;
@@ -26,7 +27,7 @@ async fn health(loaded: &Loaded) -> Finding {
         return Finding::skipped(HEALTH, "the port of the server is not known (PORT=0)", "pass --server");
     };
     let at = base.as_str().trim_end_matches('/');
-    match read_health(&base).await {
+    match read_health(&base, token(&base, loaded)).await {
         Err(error) if error.is_connect() => {
             Finding::skipped(HEALTH, format!("no server listens at {at}"), start)
         }
@@ -66,14 +67,25 @@ fn is_flag(loaded: &Loaded, setting: &Setting) -> bool {
     settings.any(|one| one.setting.env == setting.env && matches!(one.origin, Origin::Flag(_)))
 }
 
+/// The admin token, for which the server names causes. Not sent to another machine without TLS, where it could be read on the way.
+fn token<'a>(base: &Url, loaded: &'a Loaded) -> Option<&'a SecretString> {
+    let is_safe = base.scheme() == "https" || kinde::domain::is_loopback(base);
+    loaded.config.http.admin_token.as_ref().filter(|_| is_safe)
+}
+
 /// The answer to `GET /health`. The error is of the connection, or of a body that is not a health report.
-pub(crate) async fn read_health(base: &Url) -> reqwest::Result<HealthReport> {
+pub(crate) async fn read_health(base: &Url, token: Option<&SecretString>) -> reqwest::Result<HealthReport> {
     let http = reqwest::Client::builder().connect_timeout(TIMEOUT).timeout(TIMEOUT).no_proxy().build()?;
     let mut url = base.clone();
     if let Ok(mut path) = url.path_segments_mut() {
         path.pop_if_empty().push("health");
     }
-    http.get(url).send().await?.json().await
+    let request = http.get(url);
+    let request = match token {
+        Some(token) => request.bearer_auth(token.expose_secret()),
+        None => request,
+    };
+    request.send().await?.json().await
 }
 
 fn finding(at: &str, health: &HealthReport) -> Finding {

@@ -265,7 +265,7 @@ async fn the_check_of_roles_names_the_requests_of_a_scan_and_a_missing_scope() {
     let mut tenant = Tenant::start().await;
     examine(&tenant, &[]).is("kinde.roles", "ok", &["KINSYNC_RECONCILE_ROLES=true"]);
     tenant.set("KINSYNC_RECONCILE_ROLES", "true");
-    examine(&tenant, &[]).is("kinde.roles", "ok", &["1 organizations and 0 roles: at least 5 requests"]);
+    examine(&tenant, &[]).is("kinde.roles", "ok", &["1 organization and 0 roles: at least 5 requests"]);
     tenant.kinde.set_fault(Fault::always(FaultKind::Status { status: 403 }).on("members"));
     examine(&tenant, &[]).is("kinde.roles", "warning", &["lacks read:organization_users", "grant"]);
 }
