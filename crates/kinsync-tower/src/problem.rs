@@ -380,7 +380,9 @@ impl Problem {
     /// Converts the problem to a response for an operator, with the cause. [`chain`] formats one.
     pub fn into_response_with_cause(self, cause: Option<String>) -> Response<Body> {
         let document = Document { cause, ..self.document() };
-        let document = serde_json::to_vec(&document).expect("texts and a number serialize to JSON");
+        let mut document = serde_json::to_vec(&document).expect("texts and a number serialize to JSON");
+        // For terminals.
+        document.push(b'\n');
         let mut response = Response::new(Full::from(document));
         *response.status_mut() = self.status();
         response.headers_mut().insert(header::CONTENT_TYPE, MEDIA_TYPE);

@@ -344,9 +344,8 @@ impl Problems {
         }
         if let Some(overdue) = status.overdue {
             self.degraded(Code::ScanOverdue, format!(
-                "no scan of Kinde has completed for {} minutes, more than three times the interval: `kinsync runs list` \
-                 shows why",
-                overdue.as_secs() / 60
+                "no scan of Kinde has completed for {}, more than three times the interval: `kinsync runs list` shows why",
+                counted(overdue.as_secs() / 60, "minute", "minutes")
             ));
         }
         if let Some(failure) = &status.failure {
@@ -358,18 +357,21 @@ impl Problems {
         let latest = status.latest.as_ref();
         if let Some(run) = latest.filter(|run| run.tally.of(DriftKind::DeletionHeld) > 0) {
             self.degraded(Code::DeletionsHeld, format!(
-                "{users} deletions are held, because unusually many users are missing at Kinde: check them with \
-                 `kinsync runs show {id}`, then approve them with `kinsync reconcile --soon --approve {id}`",
-                users = run.tally.of(DriftKind::DeletionHeld),
+                "{held} held, because unusually many users are missing at Kinde: check with `kinsync runs show {id}`, then \
+                 approve with `kinsync reconcile --soon --approve {id}`",
+                held = counted(run.tally.of(DriftKind::DeletionHeld), "deletion is", "deletions are"),
                 id = run.id,
             ));
         }
         if let Some(run) = latest.filter(|run| run.tally.of(DriftKind::RemovalHeld) > 0) {
             self.degraded(Code::RemovalsHeld, format!(
-                "{users} removals of memberships, organizations, roles or permissions are held, because unusually many are missing at Kinde: \
-                 check them with `kinsync runs show {id}`, then approve them with `kinsync reconcile --soon \
-                 --approve {id}`",
-                users = run.tally.of(DriftKind::RemovalHeld),
+                "{held} held, because unusually many are missing at Kinde: check with `kinsync runs show {id}`, then approve \
+                 with `kinsync reconcile --soon --approve {id}`",
+                held = counted(
+                    run.tally.of(DriftKind::RemovalHeld),
+                    "removal of a membership, organization, role or permission is",
+                    "removals of memberships, organizations, roles or permissions are"
+                ),
                 id = run.id,
             ));
         }

@@ -368,7 +368,7 @@ impl Shared {
             0 => Ok(()),
             waiting => Err(Error::Unavailable {
                 hint: "RabbitMQ does not show queued deliveries: try again when they are applied".into(),
-                source: format!("{waiting} deliveries are queued").into(),
+                source: format!("number of queued deliveries: {waiting}").into(),
             }),
         }
     }

@@ -53,9 +53,10 @@ impl std::fmt::Display for SilentWebhook {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::ChangesWithoutEvents { users, run, .. } => {
+                let changes = if *users == 1 { "change" } else { "changes" };
                 write!(
                     f,
-                    "run {run} found {users} changes and no event arrived: the webhook is probably disabled"
+                    "run {run} found {users} {changes} and no event arrived: the webhook is probably disabled"
                 )
             }
             Self::UnusualPause { usual_seconds, .. } => {
@@ -147,6 +148,18 @@ mod tests {
     use crate::reconcile::record::{Drift, DriftKind, Outcome, RunMode};
 
     const HOUR: i64 = 3_600_000_000;
+
+    #[test]
+    fn one_change_is_singular() {
+        let text = |users| {
+            SilentWebhook::ChangesWithoutEvents { users, run: "r".into(), last_event_at: None }.to_string()
+        };
+        assert!(
+            text(1).contains("found 1 change and") && text(2).contains("found 2 changes and"),
+            "{}",
+            text(1)
+        );
+    }
 
     fn run(began: i64, missed: u64) -> Run {
         let mut run = Run::new(RunMode::Reconcile, Micros(began));

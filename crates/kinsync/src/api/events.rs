@@ -1,5 +1,6 @@
 //! The event log.
 
+use clap::builder::PossibleValuesParser;
 use kinsync_engine::internal::{
     replay,
     store::{LogEntry, LogSource},
@@ -25,7 +26,7 @@ pub struct EventsQuery {
     #[param(rename = "type")]
     pub event_type: Option<String>,
     /// List only events from this source: `webhook`, `login`, `profile`, `reconcile`, `operator` or `kinsync`.
-    #[arg(long, value_name = "SOURCE")]
+    #[arg(long, value_name = "SOURCE", value_parser = PossibleValuesParser::new(LogSource::ALL.map(LogSource::as_str)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
     /// List only events received at this time or later, such as `2026-11-01T00:00:00Z`.

@@ -1,11 +1,15 @@
 //! Users.
 
+use clap::builder::PossibleValuesParser;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 pub use kinsync_core::UserDocument as User;
 
 use super::Time;
+
+/// The states to filter by.
+pub const STATES: [&str; 5] = ["live", "deleted", "suspended", "conflict", "refused"];
 
 /// Which users to list.
 ///
@@ -44,7 +48,7 @@ pub struct UsersQuery {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
     /// List only users in this state: `live`, `deleted` (in the order of their deletion), `suspended`, `conflict` (another document shows the address) or `refused` (a rule of the database refuses the document or a part of it).
-    #[arg(long, value_name = "STATE")]
+    #[arg(long, value_name = "STATE", value_parser = PossibleValuesParser::new(STATES))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
     /// List only users that changed at this time or later, in the order of their changes, such as `2026-11-01T00:00:00Z`. With deleted users a complete list of changes.

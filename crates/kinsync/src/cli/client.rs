@@ -47,12 +47,18 @@ impl Client {
         self.send(self.request(Method::GET, path)?).await
     }
 
+    /// Requests a list with the filters of the command line. A filter that the server refuses is wrong usage.
     pub(super) async fn list<T: DeserializeOwned>(
         &self,
         path: &[&str],
         query: &impl Serialize,
     ) -> Result<T, Exit> {
-        self.send(self.request(Method::GET, path)?.query(query)).await
+        match self.answer(self.request(Method::GET, path)?.query(query)).await? {
+            Ok(document) => Ok(document),
+            // The query consists of what was typed.
+            Err(problem) if problem.status == 400 => Err(Exit::Usage(text(*problem))),
+            Err(problem) => Err(self.refused(*problem)),
+        }
     }
 
     pub(super) async fn post<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T, Exit> {
@@ -93,16 +99,34 @@ impl Client {
     }
 
     async fn send<T: DeserializeOwned>(&self, request: reqwest::RequestBuilder) -> Result<T, Exit> {
+        self.answer(request).await?.map_err(|problem| self.refused(*problem))
+    }
+
+    /// The document, or the problem that the server answers instead.
+    async fn answer<T: DeserializeOwned>(
+        &self,
+        request: reqwest::RequestBuilder,
+    ) -> Result<Result<T, Box<Document>>, Exit> {
         let response = request.send().await.map_err(|error| self.unreachable(&error))?;
-        let status = response.status().as_u16();
         let is_success = response.status().is_success();
         let body = response.bytes().await.map_err(|error| self.unreachable(&error))?;
-        if is_success {
-            return serde_json::from_slice(&body).map_err(|error| self.not_kinsync(&error));
-        }
-        match serde_json::from_slice(&body) {
-            Ok(problem) => Err(refused(status, problem)),
-            Err(error) => Err(self.not_kinsync(&error)),
+        let answer = if is_success {
+            serde_json::from_slice(&body).map(Ok)
+        } else {
+            serde_json::from_slice(&body).map(|problem| Err(Box::new(problem)))
+        };
+        answer.map_err(|error| self.not_kinsync(&error))
+    }
+
+    fn refused(&self, problem: Document) -> Exit {
+        match problem.status {
+            401 if self.token.is_none() => Exit::Denied(format!(
+                "{}: set KINSYNC_ADMIN_TOKEN, or KINSYNC_ADMIN_TOKEN_FILE, to an admin token of the server at {}",
+                problem.title, self.base
+            )),
+            401 | 403 => Exit::Denied(text(problem)),
+            503 => Exit::Unavailable(format!("{}; `kinsync doctor` names what to do", text(problem))),
+            _ => Exit::Failed(anyhow!(text(problem))),
         }
     }
 
@@ -128,15 +152,8 @@ fn root(error: &dyn std::error::Error) -> String {
     causes.last().map_or_else(|| chain(error), ToString::to_string)
 }
 
-fn refused(status: u16, problem: Document) -> Exit {
+fn text(problem: Document) -> String {
     let reason = problem.cause.unwrap_or(problem.detail);
-    let mut message = format!("{}: {reason}", problem.title);
-    if let Some(id) = problem.request_id {
-        message = format!("{message} (request {id})");
-    }
-    match status {
-        401 | 403 => Exit::Denied(message),
-        503 => Exit::Unavailable(message),
-        _ => Exit::Failed(anyhow!(message)),
-    }
+    let request = problem.request_id.map(|id| format!(" (request {id})")).unwrap_or_default();
+    format!("{}: {reason}{request}", problem.title)
 }

@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use anyhow::anyhow;
 use clap::Subcommand;
 use serde::Serialize;
 
@@ -104,13 +103,15 @@ async fn retry(args: Retry) -> Result<ExitCode, Exit> {
     for id in &ids {
         let _: DeadLetterChanged = client.post(&[DeadLetterPage::PATH, id, "retry"]).await?;
         if !args.json {
-            output::say(&format!("{id} is in the queue again"));
+            output::say(&format!("{id} is in the queue again, as a new entry"));
         }
     }
     if args.json {
         output::json(&Retried { queued: ids });
     } else if ids.is_empty() {
         output::say("there are no dead letters");
+    } else {
+        output::say("\nWhat fails again gets a new id: see `kinsync dead-letters list`.");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -132,7 +133,7 @@ async fn all(client: &Client) -> Result<Vec<String>, Exit> {
 
 async fn drop_one(args: Drop) -> Result<ExitCode, Exit> {
     if !args.yes {
-        return Err(Exit::Failed(anyhow!(
+        return Err(Exit::Usage(format!(
             "dead letter {id} cannot be restored once it is removed: read it with `kinsync dead-letters show {id}`, then \
              pass --yes",
             id = args.id

@@ -55,7 +55,9 @@ pub(super) async fn erase(args: Args) -> Result<ExitCode, Exit> {
     if args.json {
         output::json(&erased);
     } else {
-        output::say(&lines(&erased).join("\n"));
+        for line in lines(&erased, &query) {
+            output::say_wrapped(&line, 4);
+        }
     }
     match &erased.refused {
         None => Ok(ExitCode::SUCCESS),
@@ -66,24 +68,79 @@ pub(super) async fn erase(args: Args) -> Result<ExitCode, Exit> {
     }
 }
 
-fn lines(erased: &Erased) -> Vec<String> {
-    let list = |names: &[String]| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-    let log = erased.entries + erased.other_entries;
-    let title = match (erased.dry_run, erased.was_erased) {
-        (true, _) => "would be erased:",
-        (false, true) => "erased again:",
-        (false, false) => "erased:",
+/// What was erased, what stays and what happens later.
+fn lines(erased: &Erased, query: &EraseQuery) -> Vec<String> {
+    let (title, kept, later) = match (erased.dry_run, erased.was_erased) {
+        (true, _) => ("would be erased:", "would be kept:", "would repeat"),
+        (false, true) => ("erased again:", "kept:", "repeats"),
+        (false, false) => ("erased:", "kept:", "repeats"),
     };
-    vec![
+    let list = |names: &[String]| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    let log = counted(erased.entries + erased.other_entries, "entry", "entries");
+    let mut lines = vec![
         format!("{} {title}", erased.user),
-        format!("  fields: {}", list(&erased.fields)),
-        format!("  {} of the event log", counted(log, "entry", "entries")),
+        format!("  values of the document and of the state: {}", list(&erased.fields)),
+        format!("  contents of {log} of the event log"),
         format!("  {}", counted(erased.queued, "queued delivery", "queued deliveries")),
         format!("  {}", counted(erased.dead_letters, "dead letter", "dead letters")),
         format!("  {} of the audit log", counted(erased.audit_records, "record", "records")),
-        match erased.application_fields.as_slice() {
-            [] => "  no field of the application".to_owned(),
-            names => format!("  fields of the application: {}", list(names)),
-        },
-    ]
+    ];
+    if query.application_fields {
+        lines.push(format!("  fields of your application: {}", list(&erased.application_fields)));
+    }
+    lines.extend([
+        kept.to_owned(),
+        "  the id and the deletion, so that no late event restores the user".to_owned(),
+        "  id, type, times and a hash of each entry of the event log".to_owned(),
+        "  actions of operators in the audit log, with the id alone".to_owned(),
+    ]);
+    if !query.application_fields {
+        lines.push("  fields of your application, if any: --application-fields erases them".to_owned());
+    }
+    lines.push(format!(
+        "later: after two hours a server {later} this, except for fields of your application, because another process may \
+         store what it read before"
+    ));
+    lines.push("not reached: backups, the oplog and other files, see docs/guides/erasure.md".to_owned());
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_report_says_what_is_kept_and_what_happens_later() {
+        let check = |dry_run, application_fields, expected: &[&str], absent: &str| {
+            let erased = Erased {
+                user: "kp_1".into(),
+                dry_run,
+                was_erased: false,
+                fields: vec!["email".into()],
+                entries: 1,
+                other_entries: 0,
+                queued: 1,
+                dead_letters: 0,
+                audit_records: 2,
+                application_fields: Vec::new(),
+                refused: None,
+            };
+            let text = lines(&erased, &EraseQuery { dry_run, application_fields }).join("\n");
+            for expected in expected {
+                assert!(text.contains(expected), "{expected} is not in\n{text}");
+            }
+            assert!(!text.contains(absent), "{text}");
+        };
+        let done = [
+            "kp_1 erased:\n",
+            "contents of 1 entry",
+            "\nkept:\n",
+            "--application-fields",
+            "a server repeats this",
+        ];
+        check(false, false, &done, "would");
+        let dry =
+            ["kp_1 would be erased:\n", "fields of your application: none", "a server would repeat this"];
+        check(true, true, &dry, "--application-fields");
+    }
 }

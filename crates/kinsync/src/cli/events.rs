@@ -110,8 +110,15 @@ async fn replay(args: Replay) -> Result<ExitCode, Exit> {
 }
 
 fn print(replayed: &Replayed, dry_run: bool) {
-    let changed = replayed.changed.iter().map(|one| [one.user.clone(), one.fields.join(", ")]);
-    output::table(["USER", if dry_run { "WOULD CHANGE" } else { "CHANGED" }], changed);
+    if replayed.entries == 0 {
+        return output::say("no entry of the log matches, so nothing was replayed");
+    }
+    if replayed.changed.is_empty() {
+        output::say(if dry_run { "no user would change" } else { "no user changed" });
+    } else {
+        let changed = replayed.changed.iter().map(|one| [one.user.clone(), one.fields.join(", ")]);
+        output::table(["USER", if dry_run { "WOULD CHANGE" } else { "CHANGED" }], changed);
+    }
     if !replayed.skipped.is_empty() {
         output::say("");
         let skipped = replayed.skipped.iter().map(|one| [one.id.clone(), one.reason.clone()]);

@@ -51,6 +51,8 @@ pub(super) fn of_scan(refused: u64) -> ExitCode {
 pub(super) enum Exit {
     /// Any reason without a code of its own.
     Failed(anyhow::Error),
+    /// The flags or arguments are wrong, in a way that the command line alone does not show.
+    Usage(String),
     /// The server cannot be reached, or cannot do it now.
     Unavailable(String),
     /// The admin token is missing or wrong.
@@ -64,6 +66,7 @@ impl Exit {
     pub(super) fn report(self) -> ExitCode {
         let (code, text) = match &self {
             Self::Failed(error) => (FAILED, format!("{error:#}")),
+            Self::Usage(text) => (USAGE, format!("{text}\n\nFor more information, try '--help'.")),
             Self::Unavailable(text) => (UNAVAILABLE, text.clone()),
             Self::Denied(text) => (NO_PERMISSION, text.clone()),
             Self::Config(problems) => (CONFIG, problems.to_string()),

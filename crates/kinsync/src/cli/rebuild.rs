@@ -3,6 +3,7 @@
 use std::{process::ExitCode, sync::Arc};
 
 use anyhow::{Context as _, anyhow};
+use clap::builder::PossibleValuesParser;
 use indicatif::ProgressBar;
 use kinsync_core::UserId;
 use kinsync_engine::{
@@ -48,7 +49,7 @@ Examples:
   kinsync rebuild
   kinsync rebuild --projection growth
 
-Exit codes: 0 users and log agree; 1 failed, run it again to continue; 4 users differ from the log; 78 wrong settings";
+Exit codes: 0 users and log agree; 1 failed, run it again to continue; 2 wrong usage; 4 users differ from the log; 78 wrong settings";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
@@ -57,13 +58,18 @@ pub(super) struct Args {
     #[arg(long)]
     verify: bool,
     /// Compare or rebuild only this user
-    #[arg(long, value_name = "ID")]
-    user: Option<String>,
+    #[arg(long, value_name = "ID", value_parser = UserId::parse)]
+    user: Option<UserId>,
     /// Also replace stored values that no log entry explains; these values are lost
     #[arg(long, conflicts_with = "verify")]
     replace_unexplained: bool,
-    /// Compute the figures of all days of this projection again, `growth` or `system`, and rebuild no user
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["verify", "user", "replace_unexplained"])]
+    /// Compute the figures of all days of this projection again, and rebuild no user
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_parser = PossibleValuesParser::new(projections::NAMES),
+        conflicts_with_all = ["verify", "user", "replace_unexplained"]
+    )]
     projection: Option<String>,
     /// Print one JSON object per line
     #[arg(long)]
@@ -91,7 +97,6 @@ async fn rebuild(args: Args) -> Result<ExitCode, Exit> {
     if let Some(name) = &args.projection {
         return rebuild_projection(&config, name, args.json).await;
     }
-    let user = args.user.as_deref().map(UserId::parse).transpose().map_err(anyhow::Error::from)?;
     let clock = Clock::system();
     let store = open(&config, args.mode()).await?;
     if args.verify {
@@ -99,7 +104,7 @@ async fn rebuild(args: Args) -> Result<ExitCode, Exit> {
     } else {
         complete(&*store, &clock, &args).await?;
     }
-    let bar = if user.is_some() {
+    let bar = if args.user.is_some() {
         output::counter("users")
     } else {
         let counts = store.counts().await.map_err(anyhow::Error::from)?;
@@ -108,7 +113,7 @@ async fn rebuild(args: Args) -> Result<ExitCode, Exit> {
     let printer = Printer { bar, as_json: args.json };
     let mut listen = |event: Event<'_>| printer.print(&event);
     let rebuild = Rebuild::new(&*store, args.mode(), clock.now(), &mut listen);
-    let report = match &user {
+    let report = match &args.user {
         Some(user) => rebuild.run_one(user).await,
         None => rebuild.run().await,
     };
@@ -119,16 +124,13 @@ async fn rebuild(args: Args) -> Result<ExitCode, Exit> {
     } else {
         output::say(&summary(&report, args.verify));
     }
-    if let Some(user) = user.filter(|_| report.users == 0) {
+    if let Some(user) = args.user.filter(|_| report.users == 0) {
         return Err(anyhow!("no document and no entry of the log has the id {user}").into());
     }
     Ok(if report.is_different() { exit::users_differ() } else { ExitCode::SUCCESS })
 }
 
 async fn rebuild_projection(config: &Config, name: &str, as_json: bool) -> Result<ExitCode, Exit> {
-    if !projections::NAMES.contains(&name) {
-        return Err(anyhow!("`{name}` is no projection: {}", projections::UnknownName).into());
-    }
     let store = open(config, Mode::Replace).await?;
     audit::record(&*store, "kinsync rebuild", json!({ "projection": name })).await?;
     let bar = output::counter("days");

@@ -48,8 +48,13 @@ pub(super) struct Args {
     #[arg(long, conflicts_with_all = ["approve", "approve_empty_tenant", "soon"])]
     dry_run: bool,
     /// Read only this user from Kinde, instead of all
-    #[arg(long, value_name = "ID", conflicts_with_all = ["approve", "approve_empty_tenant"])]
-    user: Option<String>,
+    #[arg(
+        long,
+        value_name = "ID",
+        value_parser = UserId::parse,
+        conflicts_with_all = ["approve", "approve_empty_tenant"]
+    )]
+    user: Option<UserId>,
     /// Carry out the deletions that this run held, if the users are still missing at Kinde
     #[arg(long, value_name = "RUN")]
     approve: Option<String>,
@@ -67,10 +72,8 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
-    let user = args.user.as_deref().map(UserId::parse).transpose();
-    let user = user.map_err(|error| anyhow::anyhow!("the id of the user: {error}"))?;
     if args.soon {
-        return block_on(request(args, user));
+        return block_on(request(args));
     }
     let config = Config::of_command(&Sources::of_process(args.flags.0))?;
     let mode = match args.approve {
@@ -81,7 +84,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
     };
     block_on_all(async {
         let scanner = Scanner::open(&config, &mode).await?;
-        let tally = if let Some(user) = user {
+        let tally = if let Some(user) = args.user {
             let tally = scanner.check(&user, &mode).await?;
             show_check(&user, &tally, args.dry_run, args.json);
             tally
@@ -132,9 +135,9 @@ fn show_check(user: &UserId, tally: &Tally, is_dry: bool, as_json: bool) {
     output::say(&format!("{user}: {text}"));
 }
 
-async fn request(args: Args, user: Option<UserId>) -> Result<ExitCode, Exit> {
+async fn request(args: Args) -> Result<ExitCode, Exit> {
     let client = Client::of(args.flags.0)?;
-    if let Some(user) = user {
+    if let Some(user) = args.user {
         let requested: CheckRequested = client.post(&["users", user.as_str(), "check"]).await?;
         say_requested(
             &requested,

@@ -2,13 +2,13 @@
 
 use std::process::ExitCode;
 
-use anyhow::anyhow;
 use clap::Subcommand;
 use kinsync_engine::internal::{
     directory, reconcile,
     state_records::{self, Key},
     store::{Error, Store},
 };
+use serde::Serialize;
 use serde_json::json;
 
 use super::{audit, exit::Exit, flags::ServerFlags, output, runtime::block_on};
@@ -40,14 +40,34 @@ pub(super) enum Command {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct List {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     flags: ServerFlags,
+}
+
+/// The result of `list`, for programs.
+#[derive(Serialize)]
+struct Listed {
+    records: Vec<ListedRecord>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ListedRecord {
+    record: &'static str,
+    /// `readable`, `unreadable` or `not stored`.
+    state: &'static str,
+    /// What a reset loses.
+    after_reset: &'static str,
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Reset {
     /// The record, such as `reconcile.held` or `directory/ID` for an organization, a role or a permission
-    record: String,
+    #[arg(value_parser = record)]
+    record: Record,
     #[command(flatten)]
     flags: ServerFlags,
 }
@@ -55,20 +75,46 @@ pub(super) struct Reset {
 pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
     block_on(async {
         match command {
-            Command::List(args) => list(args.flags).await,
-            Command::Reset(args) => reset(&args.record, args.flags).await,
+            Command::List(args) => list(args).await,
+            Command::Reset(Reset { record: Record::Key(key), flags }) => reset(key, flags).await,
+            Command::Reset(Reset { record: Record::Directory(id), flags }) => {
+                reset_directory(&id, flags).await
+            }
         }
     })
 }
 
-async fn list(flags: ServerFlags) -> Result<ExitCode, Exit> {
+/// A record to reset.
+#[derive(Clone, Debug)]
+enum Record {
+    Key(&'static Key),
+    /// Of an organization, a role or a permission.
+    Directory(String),
+}
+
+fn record(name: &str) -> Result<Record, String> {
+    if name.starts_with(directory::PREFIX) {
+        return Ok(Record::Directory(name.to_owned()));
+    }
+    let keys = reconcile::state_keys();
+    let names = || keys.map(|key| key.name).join(", ");
+    let key = keys.into_iter().find(|key| key.name == name);
+    key.map(Record::Key).ok_or_else(|| format!("the records are {} and directory/ID", names()))
+}
+
+async fn list(List { json, flags }: List) -> Result<ExitCode, Exit> {
     let config = Config::of_command(&Sources::of_process(flags.0))?;
     let store = open_store(&config).await.map_err(anyhow::Error::from)?.store();
-    let mut rows = Vec::new();
+    let mut records = Vec::new();
     for key in reconcile::state_keys() {
         let state = state(&*store, key).await.map_err(anyhow::Error::from)?;
-        rows.push([key.name.to_owned(), state.to_owned(), key.reset.to_owned()]);
+        records.push(ListedRecord { record: key.name, state, after_reset: key.reset });
     }
+    if json {
+        output::json(&Listed { records });
+        return Ok(ExitCode::SUCCESS);
+    }
+    let rows = records.iter().map(|one| [one.record, one.state, one.after_reset].map(str::to_owned));
     output::text_table(["RECORD", "STATE", "AFTER A RESET"], rows);
     Ok(ExitCode::SUCCESS)
 }
@@ -82,15 +128,8 @@ async fn state(store: &dyn Store, key: &Key) -> Result<&'static str, Error> {
     }
 }
 
-async fn reset(record: &str, flags: ServerFlags) -> Result<ExitCode, Exit> {
-    if record.starts_with(directory::PREFIX) {
-        return reset_directory(record, flags).await;
-    }
-    let keys = reconcile::state_keys();
-    let key = keys.iter().find(|key| key.name == record).ok_or_else(|| {
-        let names: Vec<&str> = keys.iter().map(|key| key.name).collect();
-        anyhow!("there is no record `{record}`; the records are {} and directory/ID", names.join(", "))
-    })?;
+async fn reset(key: &'static Key, flags: ServerFlags) -> Result<ExitCode, Exit> {
+    let record = key.name;
     let config = Config::of_command(&Sources::of_process(flags.0))?;
     let store = open_store(&config).await.map_err(anyhow::Error::from)?.store();
     audit::record(&*store, COMMAND, json!({ "record": record })).await?;

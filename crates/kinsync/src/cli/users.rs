@@ -72,6 +72,9 @@ Example:
 pub(super) struct Export {
     /// The id of the user
     id: String,
+    /// Print JSON, as without this flag
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     flags: ClientFlags,
 }

@@ -10,8 +10,9 @@ use crate::app::AppState;
 
 /// GET /openapi.json
 pub async fn openapi(_: Arc<AppState>) -> String {
-    static DOCUMENT: LazyLock<String> =
-        LazyLock::new(|| openapi::document().to_pretty_json().expect("the description has only text keys"));
+    static DOCUMENT: LazyLock<String> = LazyLock::new(|| {
+        openapi::document().to_pretty_json().expect("the description has only text keys") + "\n"
+    });
     DOCUMENT.clone()
 }
 

@@ -233,6 +233,10 @@ fn unknown_routes_and_methods_are_problem_documents() {
         let (status, body) = server.request(method, path, &[], "");
         let problem: Value = serde_json::from_str(&body).unwrap();
         assert_eq!((status, &problem["status"]), (expect, &Value::from(expect)), "{method} {path}");
+        assert!(body.ends_with("}\n"), "{body}");
+    }
+    for path in ["/", "/openapi.json", "/metrics"] {
+        assert!(server.request("GET", path, &[], "").1.ends_with('\n'), "{path}");
     }
     assert!(server.request("GET", "/", &[], "").1.contains("/api/webhook"));
 }

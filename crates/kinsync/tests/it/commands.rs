@@ -127,6 +127,24 @@ fn a_client_does_not_complain_of_the_settings_of_a_server() {
 fn wrong_usage_is_2_and_help_lists_the_exit_codes() {
     assert_eq!(run(&["users", "lost"], &[]).0, 2);
     assert_eq!(run(&["dead-letters", "retry"], &[]).0, 2);
+    for (args, allowed) in [
+        (
+            &["users", "list", "--state", "foo"][..],
+            "[possible values: live, deleted, suspended, conflict, refused]",
+        ),
+        (
+            &["events", "list", "--source", "foo"],
+            "[possible values: webhook, login, profile, reconcile, operator,",
+        ),
+        (&["rebuild", "--projection", "foo"], "[possible values: growth, system]"),
+        (&["state", "reset", "foo"], "the records are "),
+        (&["rebuild", "--user", ""], "the id is empty"),
+        (&["reconcile", "--user", ""], "the id is empty"),
+    ] {
+        let (code, _, stderr) = run(args, &[]);
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(code == 2 && words(&stderr).contains(allowed), "{args:?}: {code} {stderr}");
+    }
     let (code, help, _) = run(&["--help"], &[]);
     assert_eq!(code, 0);
     for name in ["serve", "users", "events", "dead-letters", "config", "78", "kinsync config show"] {
@@ -162,7 +180,19 @@ fn users_and_events_are_listed_and_shown() {
     assert_eq!((code, stderr.as_str()), (1, "kinsync: record not found: no user has this id\n"));
     let (code, _, stderr) = run(&["users", "list"], &[("KINSYNC_SERVER", url.as_str())]);
     assert_eq!(code, 77);
-    assert!(stderr.contains("KINSYNC_ADMIN_TOKEN"), "{stderr}");
+    assert!(stderr.contains("set KINSYNC_ADMIN_TOKEN,"), "{stderr}");
+    // What only the server knows to be wrong is wrong usage too.
+    for args in [["users", "list", "--limit", "0"], ["events", "list", "--after", "e1"]] {
+        let (code, _, stderr) = run(&args, &vars);
+        assert!(
+            code == 2 && stderr.contains("invalid parameter: ") && stderr.contains("--help"),
+            "{code} {stderr}"
+        );
+    }
+    let (code, replayed, _) = run(&["events", "replay", "--user", "kp_nobody"], &vars);
+    assert_eq!((code, replayed.as_str()), (0, "no entry of the log matches, so nothing was replayed\n"));
+    let (code, replayed, _) = run(&["events", "replay", "event_1"], &vars);
+    assert_eq!((code, replayed.as_str()), (0, "no user changed\n\n1 entry read, 0 skipped\n"));
 }
 
 #[test]
@@ -178,11 +208,11 @@ fn dead_letters_are_listed_retried_and_dropped_only_with_a_yes() {
     assert!(run(&["dead-letters", "list"], &vars).1.contains("event_x"));
     let (code, output, _) = run(&["dead-letters", "retry", "--all"], &vars);
     assert_eq!(code, 0);
-    assert!(output.contains("in the queue again"), "{output}");
+    assert!(output.contains("in the queue again") && output.contains("gets a new id"), "{output}");
     let page = server.wait_for("/api/admin/dead-letters", some);
     let id = page["deadLetters"][0]["id"].as_str().unwrap().to_owned();
     let (code, _, stderr) = run(&["dead-letters", "drop", &id], &vars);
-    assert_eq!(code, 1);
+    assert_eq!(code, 2);
     assert!(stderr.contains("--yes"), "{stderr}");
     assert_eq!(run(&["dead-letters", "drop", &id, "--yes"], &vars).0, 0);
     assert_eq!(run(&["dead-letters", "list"], &vars).1, "none found\n");
@@ -252,7 +282,25 @@ fn a_command_prints_why_the_server_cannot_do_it() {
     let (code, _, stderr) = run(&["users", "list"], &vars);
     assert_eq!(code, 69);
     assert!(stderr.contains("127.0.0.1:9") && stderr.contains("Connection refused"), "{stderr}");
+    assert!(stderr.contains("`kinsync doctor` names what to do"), "{stderr}");
     assert!(!stderr.contains("send it again"), "{stderr}");
+    let port = server.address.port().to_string();
+    let settings = [
+        ("KINSYNC_DATA_DIR", server.folder.path().to_str().unwrap()),
+        ("KINDE_WEBHOOK_SECRET", SECRET),
+        ("PORT", &port),
+    ];
+    let found = |vars: &[(&str, &str)]| {
+        let (_, stdout, stderr) = run(&["doctor", "--json"], &[&settings[..], vars].concat());
+        let report: Value = serde_json::from_str(&stdout).expect(&stderr);
+        let health = report["findings"].as_array().unwrap().iter().find(|one| one["id"] == "server.health");
+        health.unwrap()["found"].as_str().unwrap().to_owned()
+    };
+    // Without the token the answer to any reader names no host.
+    assert!(found(&[]).contains("the store (mongodb) is unavailable") && !found(&[]).contains("127.0.0.1:9"));
+    assert!(found(&[("KINSYNC_ADMIN_TOKEN", TOKEN)]).contains("127.0.0.1:9"), "the causes are named");
+    let (_, text, _) = run(&["doctor"], &settings);
+    assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
     let (_, health) = server.admin("/health");
     for cause in [&health["problems"][0]["detail"], &health["components"]["store"]["lastError"]] {
         assert!(cause.as_str().unwrap().contains("Connection refused"), "the whole chain: {health}");
@@ -266,10 +314,11 @@ fn the_health_check_of_a_container_succeeds_while_deliveries_are_accepted() {
         run(&["health"], &[("PORT", &port), ("KINDE_WEBHOOK_SECRET", SECRET)])
     };
     let server = Server::start(&[]);
-    assert_eq!(health(Some(&server)), (0, String::new(), String::new()));
+    assert_eq!(health(Some(&server)), (0, "ok: the server accepts deliveries\n".to_owned(), String::new()));
     // A problem that an operator should look at is no reason to restart a container.
     let server = Server::start(&[("MONGODB_URI", "mongodb://127.0.0.1:9/app")]);
-    let (code, _, stderr) = health(Some(&server));
+    let (code, stdout, stderr) = health(Some(&server));
+    assert_eq!(stdout, "degraded: the server accepts deliveries\n");
     assert!(
         code == 0 && stderr.contains("store_unavailable: the store (mongodb) is unavailable"),
         "{code} {stderr}"
@@ -280,6 +329,10 @@ fn the_health_check_of_a_container_succeeds_while_deliveries_are_accepted() {
     assert!(code == 1 && stderr.contains("keys_unknown: "), "{code} {stderr}");
     let (code, _, stderr) = health(None);
     assert!(code == 1 && stderr.contains("cannot read http://127.0.0.1:9/health"), "{code} {stderr}");
+    let (code, stdout, _) = run(&["health", "--json"], &[("PORT", "9"), ("KINDE_WEBHOOK_SECRET", SECRET)]);
+    let report: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((code, &report["status"], &report["accepting"]), (1, &"unreachable".into(), &false.into()));
+    assert_eq!(report["problems"][0]["code"], "server_unreachable", "{report}");
 }
 
 #[test]
@@ -327,6 +380,35 @@ fn what_does_not_exist_does_not_look_empty() {
         code == 1 && stderr.contains("no document and no entry of the log has the id"),
         "{code} {stderr}"
     );
+}
+
+#[test]
+fn records_are_listed_for_people_and_for_programs() {
+    let folder = tempfile::tempdir().unwrap();
+    let vars = [("KINSYNC_DATA_DIR", folder.path().to_str().unwrap())];
+    let (code, stdout, stderr) = run(&["state", "list", "--json"], &vars);
+    assert_eq!(code, 0, "{stderr}");
+    let listed: Value = serde_json::from_str(&stdout).unwrap();
+    let records = listed["records"].as_array().unwrap();
+    let held = records.iter().find(|one| one["record"] == "reconcile.held").unwrap();
+    assert_eq!(held["state"], "not stored", "{held}");
+    assert!(held["afterReset"].as_str().is_some_and(|text| !text.is_empty()), "{held}");
+    let (_, table, _) = run(&["state", "list"], &vars);
+    assert!(records.iter().all(|one| table.contains(one["record"].as_str().unwrap())), "{table}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_data_folder_that_cannot_be_created_is_no_full_disk() {
+    let vars = [("KINSYNC_DATA_DIR", "/proc/kinsync"), ("KINDE_WEBHOOK_SECRET", SECRET), ("PORT", "9")];
+    let (code, stdout, stderr) = run(&["doctor", "--json"], &vars);
+    assert_eq!(code, 1, "{stderr}");
+    let report: Value = serde_json::from_str(&stdout).unwrap();
+    let of = |id: &str| report["findings"].as_array().unwrap().iter().find(|one| one["id"] == id).unwrap();
+    let access = of("data_dir.access");
+    let found = access["found"].as_str().unwrap();
+    assert!(access["status"] == "failed" && found.contains("no folder can be created in /proc"), "{access}");
+    assert_eq!(of("data_dir.space")["status"], "skipped", "{report}");
 }
 
 #[test]

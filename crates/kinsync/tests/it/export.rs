@@ -20,7 +20,7 @@ fn event(kind: &str, id: &str, user: &str) -> String {
 fn exported(server: &Server, user: &str) -> (i32, Value, String) {
     let url = server.url();
     let vars = [("KINSYNC_SERVER", url.as_str()), ("KINSYNC_ADMIN_TOKEN", TOKEN)];
-    let output = kinsync(&["users", "export", user], &vars).output().unwrap();
+    let output = kinsync(&["users", "export", user, "--json"], &vars).output().unwrap();
     let export = serde_json::from_slice(&output.stdout).unwrap_or_default();
     (output.status.code().unwrap(), export, String::from_utf8(output.stderr).unwrap())
 }

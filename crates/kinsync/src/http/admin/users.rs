@@ -12,7 +12,7 @@ use kinsync_engine::internal::{
 
 use super::{NO_POSITION, bad_parameter, limit};
 use crate::{
-    api::users::{UserPage, UsersQuery},
+    api::users::{STATES, UserPage, UsersQuery},
     app::AppState,
     http::{answer::Result, route::Params},
 };
@@ -28,20 +28,14 @@ enum Standing {
 }
 
 impl Standing {
-    const ALL: [(&'static str, Self); 5] = [
-        ("live", Self::Live),
-        ("deleted", Self::Deleted),
-        ("suspended", Self::Suspended),
-        ("conflict", Self::Conflict),
-        ("refused", Self::Refused),
-    ];
+    /// In the order of [`STATES`].
+    const ALL: [Self; STATES.len()] =
+        [Self::Live, Self::Deleted, Self::Suspended, Self::Conflict, Self::Refused];
 
     fn parse(name: &str) -> Result<Self> {
-        let known = Self::ALL.into_iter().find(|(known, _)| *known == name);
-        known.map(|(_, state)| state).ok_or_else(|| {
-            let names = Self::ALL.map(|(name, _)| name).join(", ");
-            bad_parameter(format!("`state` must be one of {names}"))
-        })
+        let known = STATES.iter().zip(Self::ALL).find(|(known, _)| **known == name);
+        let unknown = || bad_parameter(format!("`state` must be one of {}", STATES.join(", ")));
+        known.map(|(_, state)| state).ok_or_else(unknown)
     }
 }
 
