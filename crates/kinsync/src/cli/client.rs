@@ -122,7 +122,8 @@ impl Client {
         match problem.status {
             401 if self.token.is_none() => Exit::Denied(format!(
                 "{}: set KINSYNC_ADMIN_TOKEN, or KINSYNC_ADMIN_TOKEN_FILE, to an admin token of the server at {}",
-                problem.title, self.base
+                problem.title,
+                self.base.as_str().trim_end_matches('/')
             )),
             401 | 403 => Exit::Denied(text(problem)),
             503 => Exit::Unavailable(format!("{}; `kinsync doctor` names what to do", text(problem))),
@@ -147,7 +148,7 @@ impl Client {
 }
 
 /// The innermost cause: the layers around it only say that a request failed.
-fn root(error: &dyn std::error::Error) -> String {
+pub(super) fn root(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.last().map_or_else(|| chain(error), ToString::to_string)
 }

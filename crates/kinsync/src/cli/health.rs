@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::anyhow;
 use serde::Serialize;
 
-use super::{exit::Exit, flags::ServerFlags, output, runtime::block_on};
+use super::{client::root, exit::Exit, flags::ServerFlags, output, runtime::block_on};
 use crate::{
     api::health::{HealthReport, HealthStatus},
     config::{Config, Loaded, Sources},
@@ -70,7 +70,7 @@ async fn read(loaded: &Loaded) -> anyhow::Result<HealthReport> {
     let address = server::address(loaded).ok_or_else(|| anyhow!("the port is not known (PORT=0)"))?;
     // Without the admin token: a wrong one in the health check of a container would lock operators out.
     let report = server::read_health(&address, None).await;
-    report.map_err(|error| anyhow!("cannot read {address}health: {error}"))
+    report.map_err(|error| anyhow!("cannot read {address}health: {}", root(&error)))
 }
 
 /// A report without a server, with the members that programs read.

@@ -85,10 +85,11 @@ async fn system(Days { query, json, flags }: Days) -> Result<ExitCode, Exit> {
 }
 
 fn say_pending(projection: &str) {
-    output::say(&format!(
+    let text = format!(
         "not computed yet: a server computes the figures at the interval KINSYNC_PROJECTIONS_EVERY, and `kinsync rebuild \
          --projection {projection}` at once"
-    ));
+    );
+    output::say_wrapped(&text, 0);
 }
 
 fn system_row(day: &SystemDay) -> [String; 7] {

@@ -101,9 +101,8 @@ fn access(dir: &Path) -> Result<(Option<tempfile::NamedTempFile>, Finding), Find
 
 /// The reason without the path, which the message has already.
 fn reason(error: &io::Error) -> String {
-    let inner = error.get_ref().and_then(|inner| inner.source()?.downcast_ref::<io::Error>());
-    let code = error.raw_os_error().or_else(|| inner?.raw_os_error());
-    code.map_or_else(|| error.to_string(), |code| io::Error::from_raw_os_error(code).to_string())
+    let text = error.to_string();
+    text.split_once(" at path ").map_or(text.as_str(), |(reason, _)| reason).to_owned()
 }
 
 /// The folder itself, or its nearest existing parent.
