@@ -9,8 +9,8 @@
 //! again.
 //!
 //! Every step can be repeated. The record of an erasure in progress comes first and goes last, so that any process continues an
-//! interrupted one. All processes erase the user from their own queues, and one erases everything once more after ten minutes and after two hours: a
-//! process may have read something before the erasure and logged it afterwards.
+//! interrupted one. All processes erase the user from their own queues, and one erases everything once more after ten minutes and after
+//! two hours: a process may have read something before the erasure and logged it afterwards.
 
 mod automatic;
 pub(crate) mod entries;

@@ -98,8 +98,8 @@ fn lines(erased: &Erased, query: &EraseQuery) -> Vec<String> {
         lines.push("  fields of your application, if any: --application-fields erases them".to_owned());
     }
     lines.push(format!(
-        "later: after two hours a server {later} this, except for fields of your application, because another process may \
-         store what it read before"
+        "later: after ten minutes and after two hours a server {later} this, except for fields of your application, because \
+         another process may store what it read before"
     ));
     lines.push("not reached: backups, the oplog and other files, see docs/guides/erasure.md".to_owned());
     lines
