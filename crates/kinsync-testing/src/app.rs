@@ -29,6 +29,9 @@ const CLIENT_IDLE: Duration = Duration::from_secs(2);
 /// Longest time for a start, a stop or a request.
 const DEADLINE: Duration = Duration::from_mins(2);
 
+/// Longest time in which what a test caused last is applied.
+const APPLIED_WITHIN: Duration = Duration::from_secs(30);
+
 /// The real binary, running or killed.
 #[derive(Debug)]
 pub struct TestApp {
@@ -240,12 +243,21 @@ impl TestApp {
         Ok(())
     }
 
-    /// Why the test should fail, if it should.
+    /// Why the test should fail, if it should. What the test has just caused may still be applied.
     fn left_behind(&self) -> Option<String> {
-        let health = blocking_health(self.address).ok()?;
-        let depth = depth(&health)?;
-        let dead = health.pointer("/components/queue/deadLetters").and_then(Value::as_u64)?;
-        (depth + dead > 0).then(|| format!("{depth} entries and {dead} dead letters are left behind"))
+        let deadline = Instant::now() + APPLIED_WITHIN;
+        loop {
+            let health = blocking_health(self.address).ok()?;
+            let depth = depth(&health)?;
+            let dead = health.pointer("/components/queue/deadLetters").and_then(Value::as_u64)?;
+            if depth + dead == 0 {
+                return None;
+            }
+            if dead > 0 || Instant::now() > deadline {
+                return Some(format!("{depth} entries and {dead} dead letters are left behind"));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
