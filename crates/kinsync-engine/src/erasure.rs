@@ -208,6 +208,9 @@ impl Eraser {
             begun.push((known.user, progress, of_user.refused.is_none()));
             report.join(of_user);
         }
+        if begun.is_empty() {
+            return Ok(report);
+        }
         // 5. What concerns no single user.
         report.add(&self.in_queue(&subjects, Search::Remove).await?);
         report.other_entries = entries::erase_others(store, &subjects, now).await?;

@@ -62,9 +62,12 @@ pub(super) struct InProgress {
     pub(super) application_fields: ApplicationFields,
     /// When everything was erased for the first time.
     pub(super) completed_at: Option<Micros>,
-    /// Number of repetitions that have begun.
+    /// Number of complete repetitions.
     #[serde(default)]
     pub(super) repeated: usize,
+    /// Whether one has begun, at the time of the request.
+    #[serde(default)]
+    pub(super) is_repeating: bool,
 }
 
 impl InProgress {
@@ -80,6 +83,7 @@ impl InProgress {
             application_fields,
             completed_at: None,
             repeated: 0,
+            is_repeating: false,
         }
     }
 
@@ -90,18 +94,20 @@ impl InProgress {
         subjects
     }
 
-    /// Returns whether the erasure is over once it was continued.
-    pub(super) fn is_last(&self) -> bool {
-        self.completed_at.is_some() && self.repeated + 1 >= REPEATED_AFTER.len()
-    }
-
     /// Returns whether some process has to continue it, or to erase everything once more.
     pub(super) fn is_due(&self, now: Micros) -> bool {
-        let (since, pause) = match (self.completed_at, REPEATED_AFTER.get(self.repeated)) {
-            (Some(at), Some(pause)) => (at, *pause),
-            _ => (self.requested_at, TAKE_OVER_AFTER),
+        let is_over = |since: Micros, pause: Duration| {
+            let age = u64::try_from(now.0.saturating_sub(since.0));
+            age.is_ok_and(|age| Duration::from_micros(age) >= pause)
         };
-        u64::try_from(now.0.saturating_sub(since.0)).is_ok_and(|age| Duration::from_micros(age) >= pause)
+        let is_idle = || is_over(self.requested_at, TAKE_OVER_AFTER);
+        match self.completed_at {
+            None => is_idle(),
+            Some(at) => {
+                let pause = REPEATED_AFTER.get(self.repeated).copied().unwrap_or_default();
+                is_over(at, pause) && (!self.is_repeating || is_idle())
+            }
+        }
     }
 }
 
@@ -109,12 +115,12 @@ impl InProgress {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Reason {
     Requested,
-    /// One that another task or process has begun. Perhaps it is over meanwhile.
+    /// One that was due. Perhaps another process has continued it meanwhile.
     Continued,
 }
 
 /// Stores that the user is being erased, and with an earlier interrupted erasure what that one has found. `None` if the erasure to
-/// continue is over.
+/// continue is not due any more.
 pub(super) async fn begin(
     store: &dyn Store,
     user: &UserId,
@@ -125,18 +131,20 @@ pub(super) async fn begin(
     for round in 0..MAX_ROUNDS {
         pause(round).await;
         let saved = store.state(&key).await?;
-        if saved.is_none() && reason == Reason::Continued {
+        let earlier = saved.as_ref().and_then(|saved| decode(&saved.value));
+        let is_due = earlier.as_ref().is_some_and(|earlier| earlier.is_due(begun.requested_at));
+        if reason == Reason::Continued && !is_due {
             return Ok(None);
         }
         put_erased(store, user, begun.requested_at).await?;
-        let earlier = saved.as_ref().and_then(|saved| decode(&saved.value));
         let mut next = begun.clone();
         if let Some(earlier) = earlier {
             next.addresses.extend(earlier.addresses);
             next.application_fields = next.application_fields.max(earlier.application_fields);
             if reason == Reason::Continued {
                 next.completed_at = earlier.completed_at;
-                next.repeated = earlier.repeated + usize::from(earlier.completed_at.is_some());
+                next.repeated = earlier.repeated;
+                next.is_repeating = earlier.completed_at.is_some();
             }
         }
         let value = serde_json::to_value(&next).expect("texts and numbers are JSON");
@@ -153,7 +161,7 @@ async fn put_erased(store: &dyn Store, user: &UserId, at: Micros) -> Result<(), 
     store.put_state(&format!("{ERASED}{user}"), &value, 0).await.map(drop)
 }
 
-/// Marks an erasure as complete. It is repeated after a while.
+/// Marks an erasure as complete. It is repeated after a while; after the last repetition its record is removed.
 pub(super) async fn complete(
     store: &dyn Store,
     user: &UserId,
@@ -161,11 +169,23 @@ pub(super) async fn complete(
     now: Micros,
 ) -> Result<(), Error> {
     let key = format!("{IN_PROGRESS}{user}");
-    let Some(Saved { revision, .. }) = store.state(&key).await? else { return Ok(()) };
-    // A repetition must not remove what the application has written since.
-    let application_fields = ApplicationFields::Keep;
-    let completed_at = known.completed_at.or(Some(now));
-    let next = InProgress { application_fields, completed_at, ..known.clone() };
+    let Some(Saved { revision, value }) = store.state(&key).await? else { return Ok(()) };
+    if decode(&value).is_none_or(|stored| stored.requested_at != known.requested_at) {
+        // Requested again meanwhile.
+        return Ok(());
+    }
+    let repeated = known.repeated + usize::from(known.is_repeating);
+    if known.is_repeating && repeated >= REPEATED_AFTER.len() {
+        return store.remove_states(&[(key, revision)]).await;
+    }
+    let next = InProgress {
+        // A repetition must not remove what the application has written since.
+        application_fields: ApplicationFields::Keep,
+        completed_at: known.completed_at.or(Some(now)),
+        repeated,
+        is_repeating: false,
+        ..known.clone()
+    };
     let value = serde_json::to_value(&next).expect("texts and numbers are JSON");
     // After a concurrent change another process completes it.
     store.put_state(&key, &value, revision).await.map(drop)
@@ -267,35 +287,45 @@ mod tests {
         assert_eq!(found.last().map(|(user, _)| user.as_str()), Some("kp_0500"));
     }
 
-    #[tokio::test]
-    async fn an_erasure_is_repeated_after_ten_minutes_and_after_two_hours() {
+    const MINUTE: i64 = 60_000_000;
+
+    fn store() -> (EmbeddedStore, tempfile::TempDir, UserId) {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let store = EmbeddedStore::open(dir.path()).expect("the folder is empty");
+        (store, dir, UserId::parse("kp_ada").expect("an id"))
+    }
+
+    async fn begin_at(store: &dyn Store, minute: i64, reason: Reason) -> Option<InProgress> {
         let user = UserId::parse("kp_ada").expect("an id");
-        let after = |minutes: i64| Micros(minutes * 60_000_000);
-        let mut reason = Reason::Requested;
-        for (minutes, is_last) in [(10, false), (120, true)] {
-            let begun = InProgress::new(BTreeSet::new(), ApplicationFields::Keep, Micros(0));
-            let begun = begin(&store, &user, begun, reason).await.expect("the disk works").expect("there");
+        let begun = InProgress::new(BTreeSet::new(), ApplicationFields::Keep, Micros(minute * MINUTE));
+        begin(store, &user, begun, reason).await.expect("the disk works")
+    }
+
+    #[tokio::test]
+    async fn an_erasure_is_repeated_after_ten_minutes_and_after_two_hours() {
+        let (store, _dir, user) = store();
+        let mut begun = begin_at(&store, 0, Reason::Requested).await.expect("requested");
+        for minute in [10, 120] {
             complete(&store, &user, &begun, Micros(0)).await.expect("the disk works");
-            let (_, found) = in_progress(&store).await.expect("the disk works").remove(0);
-            assert_eq!((found.is_due(after(minutes - 1)), found.is_due(after(minutes))), (false, true));
-            assert_eq!(found.is_last(), is_last, "after {minutes} minutes");
-            reason = Reason::Continued;
+            assert_eq!(begin_at(&store, minute - 1, Reason::Continued).await, None, "too early");
+            let interrupted = begin_at(&store, minute, Reason::Continued).await.expect("due");
+            // One process at a time, and another one after an interruption.
+            assert_eq!(begin_at(&store, minute, Reason::Continued).await, None);
+            begun = begin_at(&store, minute + 1, Reason::Continued).await.expect("not complete");
+            complete(&store, &user, &interrupted, Micros(0)).await.expect("the disk works");
+            assert_eq!(in_progress(&store).await.expect("the disk works")[0].1, begun, "of the other one");
         }
+        complete(&store, &user, &begun, Micros(0)).await.expect("the disk works");
+        assert_eq!(in_progress(&store).await.expect("the disk works"), [], "it is over");
     }
 
     #[tokio::test]
     async fn an_erasure_that_is_over_is_not_continued() {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let store = EmbeddedStore::open(dir.path()).expect("the folder is empty");
-        let begun = InProgress::new(BTreeSet::new(), ApplicationFields::Keep, Micros(1));
-        let user = UserId::parse("kp_ada").expect("an id");
-        let again = async |reason| begin(&store, &user, begun.clone(), reason).await.expect("the disk works");
-        assert!(again(Reason::Requested).await.is_some());
-        assert!(again(Reason::Continued).await.is_some());
+        let (store, _dir, user) = store();
+        assert!(begin_at(&store, 0, Reason::Requested).await.is_some());
+        assert!(begin_at(&store, 1, Reason::Continued).await.is_some());
         remove(&store, &user).await.expect("the disk works");
-        assert_eq!(again(Reason::Continued).await, None);
+        assert_eq!(begin_at(&store, 200, Reason::Continued).await, None);
         assert_eq!(in_progress(&store).await.expect("the disk works"), []);
     }
 }

@@ -82,7 +82,6 @@ impl Eraser {
             let is_pause_over = done.tried.get(&user).is_none_or(|at| at.elapsed() >= RETRY_EVERY);
             if progress.is_due(self.clock.now()) && is_pause_over {
                 done.tried.insert(user.clone(), Instant::now());
-                let is_last = progress.is_last();
                 let known = match self.known(&user).await {
                     Ok(known) => known,
                     Err(Error::NotDeleted { .. }) => {
@@ -96,9 +95,6 @@ impl Eraser {
                     self.erase_all(vec![known], progress.application_fields, Reason::Continued).await?;
                 if report.refused.is_none() {
                     done.tried.remove(&user);
-                    if is_last {
-                        record::remove(&*self.store, &user).await?;
-                    }
                 }
             }
         }

@@ -271,8 +271,21 @@ impl Run {
     /// The run, with what the other runs say about it. `is_held` is whether the store still has what it held.
     pub fn new(run: &record::Run, runs: &[record::Run], is_held: bool) -> Self {
         let summary = RunSummary::new(run, runs);
-        Self { awaits_approval: is_held && summary.approved_by.is_none(), summary, ..run.into() }
+        let is_settled = runs.iter().any(|other| settles(other, run));
+        let awaits_approval = is_held && !is_settled && summary.approved_by.is_none();
+        Self { summary, awaits_approval, ..run.into() }
     }
+}
+
+/// Whether a run found all users as they should be that an earlier one held: it carried out the same under another run's id, or Kinde lists
+/// them again.
+fn settles(run: &record::Run, earlier: &record::Run) -> bool {
+    use record::RunMode::{Approve, ApproveEmptyTenant, Backfill, DryRun, Reconcile};
+    let deletes = match run.mode {
+        Reconcile | Approve(_) | ApproveEmptyTenant => true,
+        Backfill | DryRun => false,
+    };
+    deletes && run.is_complete() && run.started_at > earlier.started_at && run.tally.held() == 0
 }
 
 impl From<&record::Run> for RunSummary {

@@ -97,10 +97,12 @@ fn lines(erased: &Erased, query: &EraseQuery) -> Vec<String> {
     if !query.application_fields {
         lines.push("  fields of your application, if any: --application-fields erases them".to_owned());
     }
-    lines.push(format!(
+    if erased.refused.is_none() {
+        lines.push(format!(
         "later: after ten minutes and after two hours a server {later} this, except for fields of your application, because \
          another process may store what it read before"
     ));
+    }
     lines.push("not reached: backups, the oplog and other files, see docs/guides/erasure.md".to_owned());
     lines
 }

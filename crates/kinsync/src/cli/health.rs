@@ -14,8 +14,8 @@ use crate::{
 
 const AFTER_HELP: &str = "\
 Reads /health of the server with the same settings. The exit code is 0 if it accepts deliveries, also with problems that an operator \
-should look at, and 1 if it does not or cannot be reached. Prints one line on stdout, and problems on stderr. With --json it prints one \
-object in each case. Meant for the health check of a container. Needs KINSYNC_METRICS_BIND if the main address uses TLS.
+should look at, and 1 if it does not or cannot be reached. Prints one line on stdout if the server answers, and problems on stderr. With \
+--json it prints one object, also if the server cannot be reached. Meant for the health check of a container. Needs KINSYNC_METRICS_BIND if the main address uses TLS.
 
 Examples:
   kinsync health

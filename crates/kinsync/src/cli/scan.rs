@@ -183,7 +183,7 @@ pub(super) fn show(run: &Run, as_json: bool) {
         output::say(&format!("Run {by} carried out what was held."));
     } else if is_held && !is_dry {
         output::say(
-            "What was held cannot be approved any more, because a newer run replaced it: see `kinsync runs list`.",
+            "What was held cannot be approved any more. If it is still so, a newer run holds it: see `kinsync runs list`.",
         );
     }
 }

@@ -86,8 +86,8 @@ async fn system(Days { query, json, flags }: Days) -> Result<ExitCode, Exit> {
 
 fn say_pending(projection: &str) {
     let text = format!(
-        "not computed yet: a server computes the figures at the interval KINSYNC_PROJECTIONS_EVERY, and `kinsync rebuild \
-         --projection {projection}` at once"
+        "not computed yet: a server computes the figures at the interval KINSYNC_PROJECTIONS_EVERY unless it is `off`, and \
+         `kinsync rebuild --projection {projection}` at once (with the embedded store, stop the server first)"
     );
     output::say_wrapped(&text, 0);
 }

@@ -130,7 +130,7 @@ The collection `user_events` holds every verified event with its payload, and ev
 write nothing into it.
 ";
 
-/// The reference describes the binary with its default features.
+/// The reference describes the binary with the feature `dev`.
 #[cfg(feature = "dev")]
 #[test]
 fn the_reference_of_the_command_line_describes_every_command() {

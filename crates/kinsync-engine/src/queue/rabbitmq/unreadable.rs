@@ -69,19 +69,18 @@ impl Shared {
         if self.closed.run_until_cancelled(sleep(after)).await.is_none() {
             return;
         }
-        let mut groups = ids.chunks(GROUP);
-        for group in groups.by_ref() {
-            let unclear = self.move_to_the_end(group).await;
-            if unclear.is_empty() {
-                continue;
+        let mut rest = ids;
+        while !rest.is_empty() && !self.closed.is_cancelled() {
+            self.held.retry(rest, UNREADABLE_PAUSE + 4 * RESPONSE);
+            let (group, others) = rest.split_at(GROUP.min(rest.len()));
+            rest = others;
+            if !self.move_to_the_end(group).await.is_empty() {
+                // Perhaps published: given back at once, they would be in the queue twice, and the next time once more.
+                break;
             }
-            // Perhaps published: given back at once, they would be in the queue twice, and the next time once more.
-            self.held.retry(&unclear, UNREADABLE_PAUSE + 4 * RESPONSE);
-            break;
         }
-        let rest: Vec<EntryId> = groups.flatten().cloned().collect();
         let back = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-        let ackers = self.held.remove(&rest);
+        let ackers = self.held.remove(rest);
         // What does not reach the server comes again when the connection ends.
         _ = timeout(RESPONSE, join_all(ackers.iter().map(|acker| acker.nack(back)))).await;
     }

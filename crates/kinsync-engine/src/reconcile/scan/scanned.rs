@@ -74,7 +74,7 @@ impl Scanned {
     /// Returns an organization that a page names and a list lacks, or another reason why the list may lack one.
     pub(in crate::reconcile) fn not_in(&self, listed: &HashSet<String>) -> Option<String> {
         if !self.has_all_pages {
-            return Some("the scan continued an earlier one, whose pages it does not know".to_owned());
+            return Some("the scan resumed at a checkpoint, so the earlier pages are missing".to_owned());
         }
         if self.organizations.len() > MOST_ORGANIZATIONS {
             return Some(format!("users are in more than {MOST_ORGANIZATIONS} organizations"));
