@@ -157,20 +157,21 @@ async fn a_running_server_carries_out_the_deletions_that_are_approved() {
         deployment.kinde.delete_user(user, Profile::Remove).unwrap();
     }
     // A read is newer than the last one only after the next second of Kinde's clock.
-    let holds = async |deletions: u64| {
+    let holds = async |deletions: u64, known: &str| {
         let deadline = Instant::now() + DEADLINE;
         loop {
             deployment.admin(reqwest::Method::POST, "/api/admin/reconcile").await;
             let runs = deployment.admin(reqwest::Method::GET, "/api/admin/runs").await;
             let mut ended = runs["runs"].as_array().unwrap().iter().filter(|run| run["outcome"] != "running");
-            if let Some(run) = ended.find(|run| run["drift"]["deletion_held"] == deletions) {
+            let is_found = |run: &&Value| run["drift"]["deletion_held"] == deletions && run["id"] != known;
+            if let Some(run) = ended.find(is_found) {
                 break run["id"].as_str().unwrap().to_owned();
             }
             assert!(Instant::now() < deadline, "{runs}");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    let replaced = holds(25).await;
+    let replaced = holds(25, "").await;
     let url = deployment.apps[0].url("");
     let vars = [("KINSYNC_SERVER", url.as_str()), ("KINSYNC_ADMIN_TOKEN", TOKEN)];
     let approve = |run: &str| kinsync(&["reconcile", "--soon", "--approve", run], &vars).output().unwrap();
@@ -184,7 +185,8 @@ async fn a_running_server_carries_out_the_deletions_that_are_approved() {
     );
     // A run that holds another user replaces what was held.
     deployment.kinde.delete_user(&users[25], Profile::Remove).unwrap();
-    let held = holds(26).await;
+    let held = holds(26, "").await;
+    let again = holds(26, &held).await;
     let shown = show(&replaced);
     assert!(!shown.contains("--approve") && shown.contains("cannot be approved any more"), "{shown}");
     assert!(show(&held).contains(&format!("kinsync reconcile --approve {held}")), "{}", show(&held));
@@ -205,6 +207,8 @@ async fn a_running_server_carries_out_the_deletions_that_are_approved() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert!(show(&held).contains("26 with a held deletion"), "{}", show(&held));
+    let shown = show(&again);
+    assert!(!shown.contains("needs approval"), "the same users, held by another run: {shown}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
