@@ -2,25 +2,30 @@
 //!
 //! Each service is wrapped once and boxed once, by its type: a layer of the router would add a box per request.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc};
 
 use axum::{
     body::Bytes,
-    extract::{Request, State},
-    handler::Handler,
-    middleware::{Next, from_fn_with_state},
+    extract::Request,
+    handler::Handler as _,
     response::{IntoResponse, Response},
     routing::{MethodFilter, MethodRouter, any_service, on_service},
 };
+use futures_util::future::BoxFuture;
 use http::{HeaderValue, header};
 use kinsync_tower::Problem;
-use tower::{BoxError, Layer, Service, ServiceExt as _};
+use tokio::time::timeout;
+use tower::{BoxError, Service, ServiceExt as _, service_fn};
 
 use super::{
     answer::Failure,
     route::{Audience, Verb},
 };
 use crate::{app::AppState, metrics::RouteMeter};
+
+/// A handler of any kind as one type. With a type for each, the compiler needs a third longer for this crate: it resolves
+/// every layer around every handler again.
+pub type Run = Arc<dyn Fn(Arc<AppState>, Request) -> BoxFuture<'static, Response> + Send + Sync>;
 
 /// What the routes of one path share.
 #[derive(Clone, Debug)]
@@ -62,14 +67,15 @@ impl Mount {
     }
 
     /// Adds a handler with a deadline.
-    pub fn handler<H, T>(&self, verb: Verb, handler: H) -> MethodRouter
-    where
-        H: Handler<T, Arc<AppState>> + Sync,
-        T: 'static,
-    {
-        let limit = self.state.config.http.request_deadline;
-        let service = handler.with_state(Arc::clone(&self.state));
-        self.service(verb, from_fn_with_state(limit, deadline).layer(service))
+    pub fn handler(&self, verb: Verb, run: Run) -> MethodRouter {
+        let state = Arc::clone(&self.state);
+        let run = move |request: Request| {
+            let response = timeout(state.config.http.request_deadline, run(Arc::clone(&state), request));
+            async move {
+                Ok(response.await.unwrap_or_else(|passed| Failure::unavailable(&passed).into_response()))
+            }
+        };
+        self.service(verb, service_fn(run))
     }
 
     /// Adds the response to every other method.
@@ -126,13 +132,5 @@ impl Finish {
             headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         }
         response
-    }
-}
-
-/// Ends a request that takes too long.
-async fn deadline(State(limit): State<Duration>, request: Request, next: Next) -> Response {
-    match tokio::time::timeout(limit, next.run(request)).await {
-        Ok(response) => response,
-        Err(passed) => Failure::unavailable(&passed).into_response(),
     }
 }

@@ -6,11 +6,11 @@ use std::{convert::Infallible, fmt, sync::Arc};
 use axum::{
     Json,
     body::Bytes,
-    extract::{FromRequest, FromRequestParts, Path, Query, Request, State},
-    handler::Handler,
+    extract::{FromRequest, FromRequestParts, Path, Query, Request},
     response::IntoResponse,
     routing::MethodRouter,
 };
+use futures_util::FutureExt as _;
 use http::{Response, StatusCode, header, request};
 use kinsync_tower::{CurrentUser, KinsyncLayer, Problem, problem};
 use serde::{Serialize, de::DeserializeOwned};
@@ -21,7 +21,7 @@ use utoipa::{IntoParams, ToSchema, openapi::path::OperationBuilder};
 use super::{
     admin_access::{self, Access},
     answer::{Failure, Result},
-    mount::Mount,
+    mount::{Mount, Run},
     openapi::{self, Schemas},
 };
 use crate::{app::AppState, config::Scope, health::Detail};
@@ -142,7 +142,7 @@ where
     O: Serialize + ToSchema + 'static,
     F: Future<Output = Result<O>> + Send + 'static,
 {
-    let run = move |State(state): State<Arc<AppState>>, request: Request| async move {
+    let run = move |state: Arc<AppState>, request: Request| async move {
         let operator = state.admin.authorize(&request, access.scope()).map_err(admin_access::refused)?;
         let outcome = async {
             let input = I::read(request, &state).await?;
@@ -212,12 +212,13 @@ pub fn deliveries(path: &'static str, summary: &'static str, describe: Describe)
 }
 
 /// Adds a handler with a deadline.
-fn handled_by<H, T>(verb: Verb, handler: H) -> AddHandler
+fn handled_by<F>(verb: Verb, run: impl Fn(Arc<AppState>, Request) -> F + Send + Sync + 'static) -> AddHandler
 where
-    H: Handler<T, Arc<AppState>> + Sync,
-    T: 'static,
+    F: Future<Output: IntoResponse> + Send + 'static,
 {
-    Box::new(move |mount| mount.handler(verb, handler))
+    let run: Run =
+        Arc::new(move |state, request| run(state, request).map(IntoResponse::into_response).boxed());
+    Box::new(move |mount| mount.handler(verb, run))
 }
 
 /// A route for monitoring that answers 200 or 503 with one document.
@@ -226,7 +227,7 @@ where
     O: Serialize + ToSchema + 'static,
     F: Future<Output = (StatusCode, O)> + Send + 'static,
 {
-    let run = move |State(state): State<Arc<AppState>>, request: Request| async move {
+    let run = move |state: Arc<AppState>, request: Request| async move {
         let is_operator = state.admin.authorize(&request, Scope::Read).is_ok();
         let detail = if is_operator { Detail::Operator } else { Detail::Open };
         let (status, document) = look(state, detail).await;
@@ -246,9 +247,11 @@ where
     O: Serialize + ToSchema + 'static,
     F: Future<Output = (StatusCode, O)> + Send + 'static,
 {
-    let run = move |State(state): State<Arc<AppState>>, Params(query): Params<Q>| async move {
+    let run = move |state: Arc<AppState>, request: Request| async move {
+        let (mut head, _) = request.into_parts();
+        let Params(query) = Params::from_request_parts(&mut head, &state).await?;
         let (status, document) = look(state, query).await;
-        (status, [(header::CACHE_CONTROL, "no-store")], Json(document))
+        Ok::<_, Failure>((status, [(header::CACHE_CONTROL, "no-store")], Json(document)))
     };
     probe_route(path, summary, handled_by(Verb::Get, run), |operation, schemas| {
         describe_probe::<O>(openapi::query::<Q>(operation), schemas)
@@ -279,7 +282,7 @@ pub fn text<F>(
 where
     F: Future<Output = String> + Send + 'static,
 {
-    let run = move |State(state): State<Arc<AppState>>| async move {
+    let run = move |state: Arc<AppState>, _| async move {
         ([(header::CONTENT_TYPE, media_type)], write(state).await).into_response()
     };
     Route {
