@@ -456,21 +456,16 @@ impl Inner {
         &self,
         call: impl Fn() -> F,
     ) -> Result<T, store::Error> {
-        let mut pause = PAUSE;
-        for _ in 1..TRIES {
-            match call().await {
-                Err(error) if error.is_transient() => {
-                    tracing::warn!(
-                        error = crate::breaker::error_chain(&error),
-                        "the store is unavailable; retrying"
-                    );
-                }
+        let mut pauses = (1..TRIES).map(|attempt| PAUSE * 2_u32.pow(attempt - 1));
+        loop {
+            let error = match call().await {
+                Err(error) if error.is_transient() => error,
                 done => return done,
-            }
+            };
+            let Some(pause) = pauses.next() else { return Err(error) };
+            tracing::warn!(error = crate::breaker::error_chain(&error), "the store is unavailable; retrying");
             tokio::time::sleep(random::jitter(pause, 0.5..=1.0)).await;
-            pause *= 2;
         }
-        call().await
     }
 }
 

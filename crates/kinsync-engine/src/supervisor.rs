@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::FutureExt;
+use futures_util::{FutureExt as _, future::BoxFuture};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -70,7 +70,7 @@ impl Supervisor {
     /// a panic: locks of this workspace recover from poisoning, and queues and stores are transactional.
     pub fn spawn<F>(&self, component: &'static str, task: impl Fn(CancellationToken) -> F + Send + 'static)
     where
-        F: Future<Output = ()> + Send,
+        F: Future<Output = ()> + Send + 'static,
     {
         self.spawn_until(component, self.0.stop.clone(), task);
     }
@@ -83,12 +83,13 @@ impl Supervisor {
         stop: CancellationToken,
         task: impl Fn(CancellationToken) -> F + Send + 'static,
     ) where
-        F: Future<Output = ()> + Send,
+        F: Future<Output = ()> + Send + 'static,
     {
         self.components().entry(component).or_default();
         restarts(component, 0);
         let supervisor = self.clone();
-        self.0.tasks.spawn(async move { supervisor.supervise(component, stop, task).await });
+        let task = move |stop| task(stop).boxed();
+        self.0.tasks.spawn(async move { supervisor.supervise(component, stop, Box::new(task)).await });
     }
 
     /// Returns a token that is cancelled when the tasks are stopped.
@@ -127,15 +128,16 @@ impl Supervisor {
         });
     }
 
-    async fn supervise<F: Future<Output = ()> + Send>(
+    /// `task` is boxed, so that this loop is compiled once.
+    async fn supervise(
         &self,
         component: &'static str,
         stop: CancellationToken,
-        task: impl Fn(CancellationToken) -> F + Send,
+        task: Box<dyn Fn(CancellationToken) -> BoxFuture<'static, ()> + Send>,
     ) {
         let mut pause = FIRST_PAUSE;
         loop {
-            let mut run = std::pin::pin!(AssertUnwindSafe(task(stop.clone())).catch_unwind());
+            let mut run = AssertUnwindSafe(task(stop.clone())).catch_unwind();
             let outcome = loop {
                 tokio::select! {
                     outcome = &mut run => break outcome,

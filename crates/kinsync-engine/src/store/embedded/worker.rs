@@ -57,14 +57,22 @@ impl Worker {
     }
 
     /// Runs one call in a transaction. Cancelling the future does not undo the call.
-    pub(super) async fn call<T: Send + 'static>(
+    pub(super) fn call<T: Send + 'static>(
         &self,
         doing: &'static str,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> impl Future<Output = Result<T, Error>> + Send {
+        let (reply, answer) = oneshot::channel();
+        self.wait(doing, Box::new(Pending { work: Some(work), done: None, reply }), answer)
+    }
+
+    async fn wait<T>(
+        &self,
+        doing: &'static str,
+        call: Box<dyn Call>,
+        answer: oneshot::Receiver<Result<T, Shared>>,
     ) -> Result<T, Error> {
         let deadline = Instant::now() + LIMIT;
-        let (reply, answer) = oneshot::channel();
-        let call = Box::new(Pending { work: Some(work), done: None, reply });
         match timeout_at(deadline, self.calls.send(call)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(unavailable(doing, "the thread of the store has ended")),

@@ -6,12 +6,13 @@
 use std::{sync::Arc, time::Duration};
 
 use bson::{Bson, Document, RawDocumentBuf};
+use futures_util::{FutureExt as _, future::BoxFuture};
 use mongodb::{
     Database,
     error::{Error as DriverError, ErrorKind, RETRYABLE_WRITE_ERROR},
 };
 use tokio::{
-    sync::Semaphore,
+    sync::{Semaphore, oneshot},
     time::{Instant, timeout_at},
 };
 use tokio_util::task::TaskTracker;
@@ -74,26 +75,46 @@ impl Calls {
     }
 
     /// Runs a call and waits at most this long for its result. Cancelling the future does not cancel the call.
-    pub(super) async fn run<T: Send + 'static>(
+    ///
+    /// The call is boxed before it is awaited: the compiler then examines the types of the driver's futures once per call, and
+    /// not again in every function around it.
+    pub(super) fn run<T: Send + 'static>(
         &self,
         doing: &'static str,
         limit: Duration,
         call: impl Future<Output = Result<T, DriverError>> + Send + 'static,
+    ) -> impl Future<Output = Result<T, Error>> + Send {
+        let (reply, answer) = oneshot::channel();
+        // Sending fails if the caller no longer waits.
+        let call = async move { _ = reply.send(call.await) };
+        self.wait(doing, limit, call.boxed(), answer)
+    }
+
+    async fn wait<T>(
+        &self,
+        doing: &'static str,
+        limit: Duration,
+        call: BoxFuture<'static, ()>,
+        answer: oneshot::Receiver<Result<T, DriverError>>,
     ) -> Result<T, Error> {
         let deadline = Instant::now() + limit;
-        let Ok(permit) = timeout_at(deadline, self.permits.clone().acquire_owned()).await else {
+        if timeout_at(deadline, self.start(call)).await.is_err() {
             return Err(unavailable(doing, Cause::Busy(limit)));
-        };
-        let task = self.tracker.spawn(async move {
-            let answer = call.await;
-            drop(permit);
-            answer
-        });
-        match timeout_at(deadline, task).await {
+        }
+        match timeout_at(deadline, answer).await {
             Ok(Ok(answer)) => answer.map_err(|error| failure(doing, &error)),
             Ok(Err(_)) => Err(unavailable(doing, Cause::CutOff)),
             Err(_) => Err(unavailable(doing, Cause::Deadline(limit))),
         }
+    }
+
+    /// Waits for a permit and starts the task of a call.
+    async fn start(&self, call: BoxFuture<'static, ()>) {
+        let permit = self.permits.clone().acquire_owned().await;
+        self.tracker.spawn(async move {
+            call.await;
+            drop(permit);
+        });
     }
 }
 
