@@ -143,7 +143,9 @@ impl Eraser {
         let known = self.known(user).await?;
         match mode {
             Mode::Dry => self.look(&known, application_fields).await,
-            Mode::Erase => self.erase_all(vec![known], application_fields, Reason::Requested).await,
+            Mode::Erase => {
+                self.erase_all(vec![known], application_fields, Reason::Requested, self.clock.now()).await
+            }
         }
     }
 
@@ -176,14 +178,15 @@ impl Eraser {
         Ok(report)
     }
 
-    /// Erases users. What concerns no single one of them is read once for all.
+    /// Erases users. What concerns no single one of them is read once for all. `now` identifies the request.
     async fn erase_all(
         &self,
         users: Vec<Known>,
         application_fields: ApplicationFields,
         reason: Reason,
+        now: Micros,
     ) -> Result<Report, Error> {
-        let (store, now) = (&*self.store, self.clock.now());
+        let store = &*self.store;
         let (mut report, mut subjects, mut begun) = (Report::default(), Subjects::default(), Vec::new());
         for known in users {
             // 1. Before anything is erased: the addresses are not known afterwards.
@@ -204,6 +207,9 @@ impl Eraser {
             of_user.entries = entries::erase_entries(store, &known.user, now).await?;
             if progress.application_fields == ApplicationFields::Erase {
                 of_user.erase_fields(store, &known.user).await?;
+                if of_user.refused.is_none() {
+                    record::fields_are_erased(store, &known.user, &progress).await?;
+                }
             }
             begun.push((known.user, progress, of_user.refused.is_none()));
             report.join(of_user);

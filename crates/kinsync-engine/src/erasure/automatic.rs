@@ -99,14 +99,15 @@ impl Automatic {
                 Err(error) => return Err(error),
             }
         }
-        let users = known.len() as u64;
-        let report = self.eraser.erase_all(known, ApplicationFields::Keep, Reason::Requested).await?;
+        let (users, now) =
+            (known.iter().map(|known| known.user.clone()).collect::<Vec<_>>(), self.eraser.clock.now());
+        let report = self.eraser.erase_all(known, ApplicationFields::Keep, Reason::Requested, now).await?;
         if report.refused.is_none() {
             tokio::time::sleep(SEEN).await;
-            for user in page {
-                record::remove(&*self.eraser.store, user).await?;
+            for user in &users {
+                record::remove(&*self.eraser.store, user, now).await?;
             }
         }
-        Ok(users)
+        Ok(users.len() as u64)
     }
 }

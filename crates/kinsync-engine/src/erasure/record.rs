@@ -16,7 +16,7 @@ use crate::{
     store::{Error, EventFilter, Saved, Store},
 };
 
-/// Entries of one erasure: repetitions have other times.
+/// Entries of one erasure: one for each state of the deletion that it found.
 const PAGE: usize = 100;
 
 /// Records of erasures in one read.
@@ -29,7 +29,7 @@ const IN_PROGRESS: &str = "erasing/";
 /// Version of the format of both records.
 const FORMAT: u32 = 1;
 
-/// Time after which another process continues an erasure.
+/// Time after which another process continues what one has begun. It may still run: the first that ends counts.
 const TAKE_OVER_AFTER: Duration = Duration::from_secs(30);
 
 /// Times after which everything is erased once more: what a process had read before the erasure and logged afterwards. The first is
@@ -56,7 +56,11 @@ pub enum ApplicationFields {
 #[serde(rename_all = "camelCase")]
 pub(super) struct InProgress {
     format: u32,
+    /// Identifies the request.
     pub(super) requested_at: Micros,
+    /// When a process began, continued or repeated it.
+    #[serde(default)]
+    begun_at: Option<Micros>,
     /// Hashes of the addresses of the user.
     pub(super) addresses: BTreeSet<String>,
     pub(super) application_fields: ApplicationFields,
@@ -65,7 +69,7 @@ pub(super) struct InProgress {
     /// Number of complete repetitions.
     #[serde(default)]
     pub(super) repeated: usize,
-    /// Whether one has begun, at the time of the request.
+    /// Whether one has begun.
     #[serde(default)]
     pub(super) is_repeating: bool,
 }
@@ -79,12 +83,17 @@ impl InProgress {
         Self {
             format: FORMAT,
             requested_at: now,
+            begun_at: Some(now),
             addresses,
             application_fields,
             completed_at: None,
             repeated: 0,
             is_repeating: false,
         }
+    }
+
+    fn to_value(&self) -> serde_json::Value {
+        serde_json::to_value(self).expect("texts and numbers are JSON")
     }
 
     /// Returns the user in the form in which texts are searched.
@@ -94,20 +103,34 @@ impl InProgress {
         subjects
     }
 
+    /// Returns when a process began the last pass: the first, one that continues it, or a repetition.
+    pub(super) fn pass(&self) -> Micros {
+        self.begun_at.unwrap_or(self.requested_at)
+    }
+
+    /// Returns whether everything was repeated.
+    pub(super) fn is_over(&self) -> bool {
+        self.repeated >= REPEATED_AFTER.len()
+    }
+
     /// Returns whether some process has to continue it, or to erase everything once more.
     pub(super) fn is_due(&self, now: Micros) -> bool {
-        let is_over = |since: Micros, pause: Duration| {
+        let is_past = |since: Micros, pause: Duration| {
             let age = u64::try_from(now.0.saturating_sub(since.0));
             age.is_ok_and(|age| Duration::from_micros(age) >= pause)
         };
-        let is_idle = || is_over(self.requested_at, TAKE_OVER_AFTER);
-        match self.completed_at {
-            None => is_idle(),
-            Some(at) => {
-                let pause = REPEATED_AFTER.get(self.repeated).copied().unwrap_or_default();
-                is_over(at, pause) && (!self.is_repeating || is_idle())
-            }
+        let is_idle = || is_past(self.pass(), TAKE_OVER_AFTER);
+        match (self.completed_at, REPEATED_AFTER.get(self.repeated)) {
+            (None, _) => is_idle(),
+            (Some(_), None) => false,
+            (Some(at), Some(pause)) => is_past(at, *pause) && (!self.is_repeating || is_idle()),
         }
+    }
+
+    /// Whether this is the same request with as many complete passes.
+    fn is_as_far_as(&self, other: &Self) -> bool {
+        let progress = |one: &Self| (one.requested_at, one.completed_at, one.repeated);
+        progress(self) == progress(other)
     }
 }
 
@@ -136,19 +159,20 @@ pub(super) async fn begin(
         if reason == Reason::Continued && !is_due {
             return Ok(None);
         }
-        put_erased(store, user, begun.requested_at).await?;
         let mut next = begun.clone();
-        if let Some(earlier) = earlier {
-            next.addresses.extend(earlier.addresses);
-            next.application_fields = next.application_fields.max(earlier.application_fields);
+        if let Some(mut earlier) = earlier {
+            next.addresses.append(&mut earlier.addresses);
             if reason == Reason::Continued {
-                next.completed_at = earlier.completed_at;
-                next.repeated = earlier.repeated;
-                next.is_repeating = earlier.completed_at.is_some();
+                let is_repeating = earlier.completed_at.is_some();
+                let InProgress { addresses, begun_at, .. } = next;
+                next = InProgress { addresses, begun_at, is_repeating, ..earlier };
+            } else {
+                next.application_fields = next.application_fields.max(earlier.application_fields);
             }
         }
-        let value = serde_json::to_value(&next).expect("texts and numbers are JSON");
-        if store.put_state(&key, &value, saved.map_or(0, |saved| saved.revision)).await? {
+        if store.put_state(&key, &next.to_value(), saved.map_or(0, |saved| saved.revision)).await? {
+            // After the record: without one, nothing would continue what the mark has begun.
+            put_erased(store, user, begun.requested_at).await?;
             return Ok(Some(next));
         }
     }
@@ -161,39 +185,62 @@ async fn put_erased(store: &dyn Store, user: &UserId, at: Micros) -> Result<(), 
     store.put_state(&format!("{ERASED}{user}"), &value, 0).await.map(drop)
 }
 
-/// Marks an erasure as complete. It is repeated after a while; after the last repetition its record is removed.
+/// Counts a complete pass, unless another process has counted it already or the user was requested again.
 pub(super) async fn complete(
     store: &dyn Store,
     user: &UserId,
     known: &InProgress,
     now: Micros,
 ) -> Result<(), Error> {
-    let key = format!("{IN_PROGRESS}{user}");
-    let Some(Saved { revision, value }) = store.state(&key).await? else { return Ok(()) };
-    if decode(&value).is_none_or(|stored| stored.requested_at != known.requested_at) {
-        // Requested again meanwhile.
-        return Ok(());
-    }
-    let repeated = known.repeated + usize::from(known.is_repeating);
-    if known.is_repeating && repeated >= REPEATED_AFTER.len() {
-        return store.remove_states(&[(key, revision)]).await;
-    }
-    let next = InProgress {
+    let counted = |stored: InProgress| InProgress {
         // A repetition must not remove what the application has written since.
         application_fields: ApplicationFields::Keep,
-        completed_at: known.completed_at.or(Some(now)),
-        repeated,
+        completed_at: stored.completed_at.or(Some(now)),
+        repeated: known.repeated + usize::from(known.is_repeating),
         is_repeating: false,
-        ..known.clone()
+        ..stored
     };
-    let value = serde_json::to_value(&next).expect("texts and numbers are JSON");
-    // After a concurrent change another process completes it.
-    store.put_state(&key, &value, revision).await.map(drop)
+    change(store, user, known, counted).await
 }
 
-/// Removes the record of an erasure that is over.
-pub(super) async fn remove(store: &dyn Store, user: &UserId) -> Result<(), Error> {
-    remove_state(store, format!("{IN_PROGRESS}{user}")).await
+/// Stores that the fields of the application were removed: what continues must not remove what the application has written since.
+pub(super) async fn fields_are_erased(
+    store: &dyn Store,
+    user: &UserId,
+    known: &InProgress,
+) -> Result<(), Error> {
+    let kept = |stored| InProgress { application_fields: ApplicationFields::Keep, ..stored };
+    change(store, user, known, kept).await
+}
+
+/// Changes a record that is as far as `known`.
+async fn change(
+    store: &dyn Store,
+    user: &UserId,
+    known: &InProgress,
+    to: impl Fn(InProgress) -> InProgress,
+) -> Result<(), Error> {
+    let key = format!("{IN_PROGRESS}{user}");
+    for round in 0..MAX_ROUNDS {
+        pause(round).await;
+        let Some(Saved { revision, value }) = store.state(&key).await? else { return Ok(()) };
+        let Some(stored) = decode(&value).filter(|stored| stored.is_as_far_as(known)) else { return Ok(()) };
+        if store.put_state(&key, &to(stored).to_value(), revision).await? {
+            return Ok(());
+        }
+    }
+    Err(contention::error())
+}
+
+/// Removes the record of a request. One of a newer request stays.
+pub(super) async fn remove(store: &dyn Store, user: &UserId, requested_at: Micros) -> Result<(), Error> {
+    let key = format!("{IN_PROGRESS}{user}");
+    match store.state(&key).await? {
+        Some(saved) if decode(&saved.value).is_some_and(|stored| stored.requested_at == requested_at) => {
+            store.remove_states(&[(key, saved.revision)]).await
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Takes an erasure back that did not reach the row of the user: removes its entry of the log, from which a rebuild would erase the
@@ -203,10 +250,7 @@ pub(super) async fn withdraw(store: &dyn Store, user: &UserId) -> Result<(), Err
     let filter = EventFilter { user: Some(user.to_string()), kind, limit: PAGE, ..EventFilter::default() };
     let entries: Vec<String> = store.events(&filter).await?.into_iter().map(|entry| entry.id).collect();
     store.remove_entries(&entries).await?;
-    remove_state(store, format!("{ERASED}{user}")).await
-}
-
-async fn remove_state(store: &dyn Store, key: String) -> Result<(), Error> {
+    let key = format!("{ERASED}{user}");
     match store.state(&key).await? {
         Some(saved) => store.remove_states(&[(key, saved.revision)]).await,
         None => Ok(()),
@@ -301,30 +345,70 @@ mod tests {
         begin(store, &user, begun, reason).await.expect("the disk works")
     }
 
+    async fn in_progress_of(store: &dyn Store) -> InProgress {
+        in_progress(store).await.expect("the disk works").pop().expect("one record").1
+    }
+
     #[tokio::test]
     async fn an_erasure_is_repeated_after_ten_minutes_and_after_two_hours() {
         let (store, _dir, user) = store();
         let mut begun = begin_at(&store, 0, Reason::Requested).await.expect("requested");
-        for minute in [10, 120] {
+        for (minute, repeated) in [(10, 0), (120, 1)] {
             complete(&store, &user, &begun, Micros(0)).await.expect("the disk works");
             assert_eq!(begin_at(&store, minute - 1, Reason::Continued).await, None, "too early");
-            let interrupted = begin_at(&store, minute, Reason::Continued).await.expect("due");
-            // One process at a time, and another one after an interruption.
+            let slow = begin_at(&store, minute, Reason::Continued).await.expect("due");
+            // One process at a time, and another one if that does not end.
             assert_eq!(begin_at(&store, minute, Reason::Continued).await, None);
             begun = begin_at(&store, minute + 1, Reason::Continued).await.expect("not complete");
-            complete(&store, &user, &interrupted, Micros(0)).await.expect("the disk works");
-            assert_eq!(in_progress(&store).await.expect("the disk works")[0].1, begun, "of the other one");
+            assert_eq!(in_progress_of(&store).await.repeated, repeated);
+            complete(&store, &user, &slow, Micros(0)).await.expect("the disk works");
+            let counted = in_progress_of(&store).await;
+            assert_eq!(
+                (counted.repeated, counted.is_repeating),
+                (repeated + 1, false),
+                "the first that ends"
+            );
+            complete(&store, &user, &begun, Micros(0)).await.expect("the disk works");
+            assert_eq!(in_progress_of(&store).await, counted, "it is counted once");
         }
-        complete(&store, &user, &begun, Micros(0)).await.expect("the disk works");
-        assert_eq!(in_progress(&store).await.expect("the disk works"), [], "it is over");
+        assert!(in_progress_of(&store).await.is_over());
+        assert_eq!(begin_at(&store, 500, Reason::Continued).await, None, "it is over");
+    }
+
+    #[tokio::test]
+    async fn processes_that_each_take_longer_than_the_other_waits_complete_an_erasure() {
+        let (store, _dir, user) = store();
+        let first = begin_at(&store, 0, Reason::Requested).await.expect("requested");
+        let second = begin_at(&store, 1, Reason::Continued).await.expect("not complete");
+        complete(&store, &user, &first, Micros(MINUTE)).await.expect("the disk works");
+        complete(&store, &user, &second, Micros(2 * MINUTE)).await.expect("the disk works");
+        assert_eq!(in_progress_of(&store).await.completed_at, Some(Micros(MINUTE)));
+    }
+
+    #[tokio::test]
+    async fn what_ends_leaves_a_newer_request() {
+        let (store, _dir, user) = store();
+        let first = begin_at(&store, 0, Reason::Requested).await.expect("requested");
+        let fields = ApplicationFields::Erase;
+        let newer = InProgress::new(BTreeSet::new(), fields, Micros(MINUTE));
+        let newer = begin(&store, &user, newer, Reason::Requested).await.expect("the disk works");
+        complete(&store, &user, &first, Micros(MINUTE)).await.expect("the disk works");
+        fields_are_erased(&store, &user, &first).await.expect("the disk works");
+        remove(&store, &user, first.requested_at).await.expect("the disk works");
+        assert_eq!(Some(in_progress_of(&store).await), newer);
+
+        // Continued after the fields were removed.
+        fields_are_erased(&store, &user, &newer.expect("requested")).await.expect("the disk works");
+        let continued = begin_at(&store, 2, Reason::Continued).await.expect("not complete");
+        assert_eq!(continued.application_fields, ApplicationFields::Keep);
     }
 
     #[tokio::test]
     async fn an_erasure_that_is_over_is_not_continued() {
         let (store, _dir, user) = store();
-        assert!(begin_at(&store, 0, Reason::Requested).await.is_some());
+        let begun = begin_at(&store, 0, Reason::Requested).await.expect("requested");
         assert!(begin_at(&store, 1, Reason::Continued).await.is_some());
-        remove(&store, &user).await.expect("the disk works");
+        remove(&store, &user, begun.requested_at).await.expect("the disk works");
         assert_eq!(begin_at(&store, 200, Reason::Continued).await, None);
         assert_eq!(in_progress(&store).await.expect("the disk works"), []);
     }

@@ -27,14 +27,20 @@ const EVERY: Duration = Duration::from_millis(500);
 /// Pause between two attempts to continue an erasure.
 const RETRY_EVERY: Duration = Duration::from_secs(30);
 
+/// Time for which the record of an erasure that is over stays, so that every process sees its last pass. Longer than the longest
+/// pause between two searches.
+const SEEN_AFTER: Duration = Duration::from_secs(5);
+
 /// Dead letters per read.
 const DEAD_LETTERS: usize = 100;
 
 /// What this process has done.
 #[derive(Default)]
 struct Done {
-    /// Erasures that this process knows, by the time of the request.
+    /// The last pass of each erasure that this process has followed in its own queue and caches.
     local: HashMap<UserId, Micros>,
+    /// When this process saw that an erasure is over.
+    over: HashMap<UserId, Instant>,
     tried: HashMap<UserId, Instant>,
     dead_letters: bool,
 }
@@ -72,12 +78,25 @@ impl Eraser {
         let known = record::in_progress(&*self.store).await?;
         let users: HashSet<&UserId> = known.iter().map(|(user, _)| user).collect();
         done.local.retain(|user, _| users.contains(user));
+        done.over.retain(|user, _| users.contains(user));
+        let mut failed = Ok(());
         for (user, progress) in known {
-            if done.local.get(&user) != Some(&progress.requested_at) {
-                self.in_queue(&progress.subjects(&user), Search::Remove).await?;
+            if done.local.get(&user) != Some(&progress.pass()) {
                 // Without a cache nothing reads it.
                 _ = self.erased.send(user.clone());
-                done.local.insert(user.clone(), progress.requested_at);
+                match self.in_queue(&progress.subjects(&user), Search::Remove).await {
+                    Ok(_) => {
+                        done.local.insert(user.clone(), progress.pass());
+                    }
+                    // The queue does not delay the erasure of the row and the log.
+                    Err(error) => failed = Err(error.into()),
+                }
+            }
+            if progress.is_over() {
+                let since = done.over.entry(user.clone()).or_insert_with(Instant::now);
+                if since.elapsed() >= SEEN_AFTER {
+                    record::remove(&*self.store, &user, progress.requested_at).await?;
+                }
             }
             let is_pause_over = done.tried.get(&user).is_none_or(|at| at.elapsed() >= RETRY_EVERY);
             if progress.is_due(self.clock.now()) && is_pause_over {
@@ -86,24 +105,27 @@ impl Eraser {
                     Ok(known) => known,
                     Err(Error::NotDeleted { .. }) => {
                         // Restored by Kinde between the request and the erasure of the row.
-                        self.withdraw(&user).await?;
+                        self.withdraw(&user, progress.requested_at).await?;
                         continue;
                     }
                     Err(error) => return Err(error),
                 };
-                let report =
-                    self.erase_all(vec![known], progress.application_fields, Reason::Continued).await?;
-                if report.refused.is_none() {
-                    done.tried.remove(&user);
+                let fields = progress.application_fields;
+                match self.erase_all(vec![known], fields, Reason::Continued, self.clock.now()).await {
+                    Ok(report) if report.refused.is_none() => {
+                        done.tried.remove(&user);
+                    }
+                    Ok(_) => {}
+                    Err(error) => failed = Err(error),
                 }
             }
         }
-        Ok(())
+        failed
     }
 
     /// Takes an erasure back. Entries of the user may have been replaced by markers: one with the state of the row explains it.
     /// Deliveries of the user were removed from queues: a check reads the user from Kinde instead.
-    async fn withdraw(&self, user: &UserId) -> Result<(), Error> {
+    async fn withdraw(&self, user: &UserId, requested_at: Micros) -> Result<(), Error> {
         let store = &*self.store;
         record::withdraw(store, user).await?;
         let rows = store.load_to_write(std::slice::from_ref(user)).await?.into_iter();
@@ -114,7 +136,7 @@ impl Eraser {
         // The log may contain the same snapshot as a marker.
         store.replace_entries(&snapshots).await?;
         PendingChecks::request(store, std::slice::from_ref(user)).await?;
-        Ok(record::remove(store, user).await?)
+        Ok(record::remove(store, user, requested_at).await?)
     }
 
     /// Removes dead letters of users that were erased while this process did not run.

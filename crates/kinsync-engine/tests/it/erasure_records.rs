@@ -11,7 +11,7 @@ use kinsync_engine::{
         log_entry::kind,
         log_snapshots,
         pending_checks::PendingChecks,
-        store::{EventFilter, LogEntry, Row, Store},
+        store::{EventFilter, LogEntry, Row, Saved, Store},
     },
 };
 
@@ -29,23 +29,62 @@ on_every_store! {
     an_erasure_that_is_withdrawn_while_the_log_is_completed_is_explained
     a_later_event_about_no_user_that_names_an_erased_one_is_logged_as_a_hash
     a_delivery_with_the_type_of_an_erasure_is_one_like_any_other
+    one_of_several_processes_repeats_an_erasure
 }
 
 /// Starts another process with a clock that is ahead, and waits until no erasure is in progress.
 pub(crate) async fn continue_later(store: &Arc<dyn Store>, by: Duration) {
+    let (engine, _dir) = process_of_later(store, by).await;
+    wait_for(store, |erasing| erasing.is_empty()).await;
+    engine.stop().await;
+}
+
+async fn process_of_later(store: &Arc<dyn Store>, by: Duration) -> (Engine, tempfile::TempDir) {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let by = i64::try_from(by.as_micros()).expect("minutes");
     let clock = Clock::from_fn(move || Micros(Clock::system().now().0 + by));
     let engine = Engine::builder(dir.path()).store(Arc::clone(store)).clock(clock).open().await;
     let engine = engine.expect("the folder opens");
     engine.start();
-    let is_over = async {
-        while !store.list_states("erasing/", None, 1).await.expect("the store answers").is_empty() {
+    (engine, dir)
+}
+
+/// Waits until the records of erasures in progress are so.
+async fn wait_for(store: &Arc<dyn Store>, is_so: impl Fn(&[(String, Saved)]) -> bool) {
+    let waiting = async {
+        while !is_so(&store.list_states("erasing/", None, 10).await.expect("the store answers")) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_mins(1), is_over).await.expect("the erasure is over within a minute");
+    tokio::time::timeout(Duration::from_mins(1), waiting)
+        .await
+        .expect("the erasure continues within a minute");
+}
+
+/// Each has a queue of its own.
+async fn one_of_several_processes_repeats_an_erasure(fresh: Fresh) {
+    let store = &*fresh.store;
+    let (engine, _dir) = opened(&fresh).await;
+    deleted_user(store, "kp_ada").await;
+    erase(engine.eraser(), "kp_ada").await.expect("deleted");
     engine.stop().await;
+    // After ten minutes and after two hours.
+    for (minutes, repeated) in [(11, 1), (121, 2)] {
+        let start = || process_of_later(&fresh.store, Duration::from_mins(minutes));
+        let processes = [start().await, start().await, start().await];
+        wait_for(&fresh.store, |erasing| {
+            erasing.iter().any(|(_, record)| record.value["repeated"] == repeated)
+        })
+        .await;
+        for (process, _dir) in &processes {
+            process.stop().await;
+        }
+        let record = store.list_states("erasing/", None, 10).await.expect("the store answers").pop();
+        // The request and each repetition are written once when they begin and once when they end.
+        let writes = record.map(|(_, record)| record.revision);
+        assert_eq!(writes, Some(2 * (repeated + 1)), "{} after {minutes} minutes", fresh.name);
+    }
+    continue_later(&fresh.store, Duration::from_hours(3)).await;
 }
 
 async fn entries(store: &dyn Store, filter: EventFilter) -> Vec<LogEntry> {
