@@ -278,14 +278,22 @@ impl Run {
 }
 
 /// Whether a run found all users as they should be that an earlier one held: it carried out the same under another run's id, or Kinde lists
-/// them again.
+/// them again. A run that could not compare them all says nothing about them.
 fn settles(run: &record::Run, earlier: &record::Run) -> bool {
-    use record::RunMode::{Approve, ApproveEmptyTenant, Backfill, DryRun, Reconcile};
+    use record::{
+        DriftKind::{RemovalHeld, TooRecent, Undetermined},
+        RunMode::{Approve, ApproveEmptyTenant, Backfill, DryRun, Reconcile},
+    };
     let deletes = match run.mode {
         Reconcile | Approve(_) | ApproveEmptyTenant => true,
         Backfill | DryRun => false,
     };
-    deletes && run.is_complete() && run.started_at > earlier.started_at && run.tally.held() == 0
+    let tally = &run.tally;
+    let is_clean = tally.held() == 0 && tally.of(Undetermined) == 0 && tally.of(TooRecent) == 0;
+    let has_roles = run.memberships.as_ref().is_some_and(|found| found.not_compared.is_none());
+    let has_all = has_roles || earlier.tally.of(RemovalHeld) == 0;
+    // By the counter of the store: the clocks of two processes may differ.
+    deletes && run.is_complete() && run.start > earlier.start && is_clean && has_all
 }
 
 impl From<&record::Run> for RunSummary {

@@ -48,7 +48,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
     block_on_all(async {
         let scanner = Scanner::open(&config, &RunMode::Backfill).await?;
         let run = scanner.run(RunMode::Backfill, args.expect).await?;
-        scan::show(&Run::from(&run), args.json);
+        scan::show(&Run::from(&run), args.json, "kinsync reconcile --approve");
         Ok(exit::of_scan(run.tally.of(DriftKind::Refused)))
     })
 }

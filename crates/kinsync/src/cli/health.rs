@@ -52,8 +52,8 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
 
 fn print(health: &HealthReport) {
     let (status, what) = match health.status {
-        HealthStatus::Ok => ("ok", "accepts deliveries"),
-        HealthStatus::Degraded => ("degraded", "accepts deliveries"),
+        HealthStatus::Ok => ("ok", "works"),
+        HealthStatus::Degraded => ("degraded", "works"),
         HealthStatus::Failing => ("failing", "does not accept deliveries"),
     };
     output::say(&format!("{status}: the server {what}"));

@@ -90,7 +90,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
             tally
         } else {
             let run = scanner.run(mode, None).await?;
-            scan::show(&Run::from(&run), args.json);
+            scan::show(&Run::from(&run), args.json, "kinsync reconcile --approve");
             run.tally
         };
         Ok(if tally.held() > 0 {

@@ -32,7 +32,8 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
 
 async fn show(args: Show) -> Result<ExitCode, Exit> {
     let run: Run = Client::new(args.flags)?.get(&[RunList::PATH, &args.id]).await?;
-    scan::show(&run, args.json);
+    // The embedded store is open in the server that answered.
+    scan::show(&run, args.json, "kinsync reconcile --soon --approve");
     Ok(ExitCode::SUCCESS)
 }
 

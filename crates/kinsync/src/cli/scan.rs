@@ -153,8 +153,8 @@ fn progress_text(tally: &Tally) -> String {
     )
 }
 
-/// Prints a run.
-pub(super) fn show(run: &Run, as_json: bool) {
+/// Prints a run. `approve` is the command that approves a run by its id.
+pub(super) fn show(run: &Run, as_json: bool, approve: &str) {
     if as_json {
         return output::json(run);
     }
@@ -176,7 +176,7 @@ pub(super) fn show(run: &Run, as_json: bool) {
     if run.awaits_approval {
         output::say(&format!(
             "Unusually many users are missing at Kinde, or in an organization, so their deletion or removal needs approval. If it \
-             is right, run: kinsync reconcile --approve {}",
+             is right, run: {approve} {}",
             summary.id
         ));
     } else if let Some(by) = &summary.approved_by {

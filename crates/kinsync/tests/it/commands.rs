@@ -314,11 +314,11 @@ fn the_health_check_of_a_container_succeeds_while_deliveries_are_accepted() {
         run(&["health"], &[("PORT", &port), ("KINDE_WEBHOOK_SECRET", SECRET)])
     };
     let server = Server::start(&[]);
-    assert_eq!(health(Some(&server)), (0, "ok: the server accepts deliveries\n".to_owned(), String::new()));
+    assert_eq!(health(Some(&server)), (0, "ok: the server works\n".to_owned(), String::new()));
     // A problem that an operator should look at is no reason to restart a container.
     let server = Server::start(&[("MONGODB_URI", "mongodb://127.0.0.1:9/app")]);
     let (code, stdout, stderr) = health(Some(&server));
-    assert_eq!(stdout, "degraded: the server accepts deliveries\n");
+    assert_eq!(stdout, "degraded: the server works\n");
     assert!(
         code == 0 && stderr.contains("store_unavailable: the store (mongodb) is unavailable"),
         "{code} {stderr}"

@@ -179,7 +179,7 @@ async fn a_running_server_carries_out_the_deletions_that_are_approved() {
         String::from_utf8(kinsync(&["runs", "show", run], &vars).output().unwrap().stdout).unwrap()
     };
     assert!(
-        show(&replaced).contains(&format!("kinsync reconcile --approve {replaced}")),
+        show(&replaced).contains(&format!("kinsync reconcile --soon --approve {replaced}")),
         "{}",
         show(&replaced)
     );
@@ -189,7 +189,7 @@ async fn a_running_server_carries_out_the_deletions_that_are_approved() {
     let again = holds(26, &held).await;
     let shown = show(&replaced);
     assert!(!shown.contains("--approve") && shown.contains("cannot be approved any more"), "{shown}");
-    assert!(show(&held).contains(&format!("kinsync reconcile --approve {held}")), "{}", show(&held));
+    assert!(show(&held).contains(&format!("kinsync reconcile --soon --approve {held}")), "{}", show(&held));
     for refused in ["20200101-000000-0000", &replaced] {
         let refused = approve(refused);
         let stderr = String::from_utf8(refused.stderr).unwrap();
