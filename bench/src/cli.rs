@@ -9,7 +9,8 @@ use crate::options::Options;
 use crate::report::Report;
 use crate::work::Work;
 use crate::{
-    baseline, deliveries, drain, existing, footprint, lag, machine, me, queries, queue, rebuild, reconcile,
+    baseline, deliveries, drain, durable, existing, footprint, lag, machine, me, queries, queue, rebuild,
+    reconcile,
 };
 
 /// Measure kinsync. `bench/run` builds the binaries and runs this command.
@@ -51,6 +52,16 @@ pub enum Command {
         #[arg(long)]
         by_token: bool,
     },
+    /// Run the simplest durable server; used by the other commands.
+    #[command(hide = true)]
+    Durable {
+        /// Port on 127.0.0.1.
+        #[arg(long)]
+        port: u16,
+        /// Folder for the file with the events.
+        #[arg(long)]
+        folder: PathBuf,
+    },
 }
 
 impl Command {
@@ -58,6 +69,7 @@ impl Command {
     pub async fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Baseline { port, me, by_token } => baseline::serve(port, me, by_token).await,
+            Self::Durable { port, folder } => durable::serve(port, &folder).await,
             Self::All(options) => {
                 let all = [
                     Part::Deliveries,

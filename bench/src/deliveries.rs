@@ -35,6 +35,8 @@ struct Scheme {
     kinsync: Series,
     alone: Series,
     baseline: Series,
+    /// The simplest durable server; only with an HMAC.
+    durable: Series,
     peer: Series,
     drained: Vec<f64>,
     /// Deliveries that shared one sync in the turns of `alone`, on average.
@@ -46,8 +48,8 @@ struct Scheme {
 impl Scheme {
     fn new() -> Self {
         let series = || Series::new(PART);
-        let (kinsync, alone, baseline, peer) = (series(), series(), series(), series());
-        Self { kinsync, alone, baseline, peer, drained: Vec::new(), groups: Vec::new(), body: 0 }
+        let (kinsync, alone, baseline, durable, peer) = (series(), series(), series(), series(), series());
+        Self { kinsync, alone, baseline, durable, peer, drained: Vec::new(), groups: Vec::new(), body: 0 }
     }
 }
 
@@ -67,6 +69,7 @@ pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> any
         hmac.body = load.requests.body_bytes();
         bench.kinsync(&format!("hmac{round}"), &load, &mut hmac).await?;
         hmac.baseline.push(bench.baseline(&load).await?);
+        hmac.durable.push(bench.durable(&format!("durable{round}"), &load).await?);
         hmac.peer.push(bench.peer(&format!("peer{round}"), &load).await?);
         bench.kinsync_alone(&format!("alone{round}"), &load, &mut hmac).await?;
         let load = Load { requests: Arc::clone(&jwt), events: Arc::default() };
@@ -171,6 +174,12 @@ impl Bench<'_> {
         Ok(Turn::run(self.plan(server.address(), load, true), server.process(), self.mongod).await?.1)
     }
 
+    /// Each event once: a repeated one would be no new row.
+    async fn durable(&self, name: &str, load: &Load) -> anyhow::Result<Turn> {
+        let server = Peer::durable(self.work, name).await?;
+        Ok(Turn::run(self.plan(server.address(), load, false), server.process(), self.mongod).await?.1)
+    }
+
     async fn peer(&self, name: &str, load: &Load) -> anyhow::Result<Turn> {
         let server = Peer::express(self.work, &self.mongod.uri(name), &self.jwks.domain()).await?;
         let plan = self.plan(server.address(), load, false);
@@ -200,11 +209,12 @@ fn users_of(outcome: &Outcome, load: &Load) -> u64 {
 }
 
 fn report_hmac(scheme: &Scheme, options: &Options, report: &mut Report) {
-    let Scheme { kinsync, alone, baseline, peer, body, .. } = scheme;
+    let Scheme { kinsync, alone, baseline, durable, peer, body, .. } = scheme;
     let load = format!("HMAC, {body} B, {} connections", options.connections);
     report.add(baseline.row(&format!("(b) only reads and answers: {load}")));
     report.add(kinsync.row("(a) kinsync: durable, then 200").note(drained(scheme)));
     report.add(peer.row("(c) Express + Mongoose: upsert awaited, then 200"));
+    report.add(durable.row("(d) the simplest durable server: one transaction, then 200"));
     report.add(alone.row("(a') kinsync while MongoDB is unavailable: queue alone"));
     let why = format!("CPU {}; queue alone (a')/(b) = {:.2}", kinsync.cpu(), alone.over(baseline).median);
     report.add(kinsync.ratio("HMAC (a)/(b)", baseline).target(Target::AtLeast(0.6)).because(&why));

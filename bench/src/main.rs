@@ -1,7 +1,7 @@
 //! Compares kinsync with a baseline server and with a hand-written peer.
 //!
 //! Modules: the requests ([`events`], [`requests`], [`jwt`]), the load generator ([`load`], [`http`]), the servers
-//! ([`process`], [`mongo`], [`redis`], [`kinsync`], [`peer`], [`baseline`]), the measurements ([`deliveries`], [`drain`], [`lag`],
+//! ([`process`], [`mongo`], [`redis`], [`kinsync`], [`peer`], [`baseline`], [`durable`]), the measurements ([`deliveries`], [`drain`], [`lag`],
 //! [`me`], [`inside`], [`reconcile`], [`rebuild`],
 //! [`queries`], [`queue`], [`footprint`]) and the report ([`series`], [`report`], [`machine`]).
 
@@ -9,6 +9,7 @@ mod baseline;
 mod cli;
 mod deliveries;
 mod drain;
+mod durable;
 mod events;
 mod existing;
 mod footprint;

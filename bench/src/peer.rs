@@ -46,6 +46,15 @@ impl Peer {
         Self::start(work, "baseline", &command, address).await
     }
 
+    /// Starts the simplest durable server, which is this program in a separate process.
+    pub async fn durable(work: &Work, name: &str) -> anyhow::Result<Self> {
+        let address = free_address()?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["durable", "--port", &address.port().to_string(), "--folder"]);
+        command.arg(work.folder(name)?);
+        Self::start(work, name, &command, address).await
+    }
+
     /// Starts Express and Mongoose with a database of the same mongod for the tenant at `domain`.
     pub async fn express(work: &Work, mongodb: &str, domain: &str) -> anyhow::Result<Self> {
         let folder = work.root().join("bench/peers/express-mongoose");

@@ -50,6 +50,13 @@ pub async fn add_rows(
         let row = |series: &Series, what| series.cpu_row(&format!("{name}: CPU per {what}"));
         report.add(row(alone, "delivery, MongoDB unavailable").note(shared));
         report.add(row(baseline, "request of (b)"));
+        if name == "HMAC" {
+            report.add(row(&scheme.durable, "delivery of (d)"));
+            let what = format!("{name}: CPU per delivery, MongoDB unavailable, / that of (d)");
+            let Spread { median, min, max } = alone.cpu_over(&scheme.durable, 0.0);
+            let row = Row::new(PART, what, median, Unit::Ratio).spread(min, max);
+            report.add(row.unless(alone.problem().or_else(|| scheme.durable.problem())));
+        }
         report.add(row(kinsync, "delivery, with MongoDB and the projector"));
     }
     Ok(())
