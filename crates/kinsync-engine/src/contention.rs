@@ -18,7 +18,7 @@ pub(crate) async fn pause(round: u32) {
     }
 }
 
-/// Returns the error of a write of users after [`MAX_ROUNDS`] attempts.
-pub(crate) fn error() -> Error {
-    Error::Unavailable { doing: "resolve email addresses", source: REASON.into() }
+/// Returns the error of a write after [`MAX_ROUNDS`] attempts.
+pub(crate) fn error(doing: &'static str) -> Error {
+    Error::Unavailable { doing, source: REASON.into() }
 }

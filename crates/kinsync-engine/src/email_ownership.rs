@@ -121,7 +121,7 @@ pub async fn resolve(store: &dyn Store, mut marked: Vec<Row>, now: Micros) -> Re
             marked = reload(store, &marked).await?;
         }
     }
-    Err(contention::error())
+    Err(contention::error("resolve email addresses"))
 }
 
 /// Reloads the rows and returns those with pending marks. Marks that a sweep did not store disappear; a later sweep finds the

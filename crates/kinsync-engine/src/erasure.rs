@@ -206,10 +206,7 @@ impl Eraser {
             let mut of_user = Report { refused, ..Report::of(&known.state) };
             of_user.entries = entries::erase_entries(store, &known.user, now).await?;
             if progress.application_fields == ApplicationFields::Erase {
-                of_user.erase_fields(store, &known.user).await?;
-                if of_user.refused.is_none() {
-                    record::fields_are_erased(store, &known.user, &progress).await?;
-                }
+                of_user.erase_fields(store, &known.user, &progress).await?;
             }
             begun.push((known.user, progress, of_user.refused.is_none()));
             report.join(of_user);
@@ -218,10 +215,12 @@ impl Eraser {
             return Ok(report);
         }
         // 5. What concerns no single user.
-        report.add(&self.in_queue(&subjects, Search::Remove).await?);
+        let found = self.in_queue(&subjects, Search::Remove).await;
         report.other_entries = entries::erase_others(store, &subjects, now).await?;
         report.audit_records = AuditLog::default().erase(store, &subjects).await?;
         store.scrub().await?;
+        // Not before: a queue that cannot be searched must not keep the rest.
+        report.add(&found?);
         for (user, progress, is_complete) in &begun {
             // No cache of this process reads it.
             _ = self.erased.send(user.clone());
@@ -270,10 +269,21 @@ impl Report {
         self.dead_letters += found.dead_letters;
     }
 
-    async fn erase_fields(&mut self, store: &dyn Store, user: &UserId) -> Result<(), store::Error> {
+    async fn erase_fields(
+        &mut self,
+        store: &dyn Store,
+        user: &UserId,
+        progress: &InProgress,
+    ) -> Result<(), store::Error> {
+        if !record::awaits_fields(store, user, progress).await? {
+            return Ok(());
+        }
         let fields = store.application_fields(user).await?;
         match store.erase_application_fields(user).await? {
-            None => self.application_fields = fields.into_iter().collect(),
+            None => {
+                self.application_fields = fields.into_iter().collect();
+                record::fields_are_erased(store, user, progress).await?;
+            }
             Some(refusal) => self.refused = Some(refusal),
         }
         Ok(())

@@ -267,7 +267,7 @@ async fn keep_of<P: Projection>(store: &dyn Store, day: Day) -> Result<(), Error
             return Ok(());
         }
     }
-    Err(contention::error())
+    Err(contention::error("write a projection"))
 }
 
 /// Returns the record of a day and its revision; an empty one of revision 0 if there is none.

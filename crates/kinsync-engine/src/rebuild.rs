@@ -303,7 +303,7 @@ impl<'a> Rebuild<'a> {
             let loaded = stream::iter(rows).map(load).buffered(CONCURRENCY).try_collect().await?;
             users = self.compare(loaded).await?;
         }
-        Err(crate::contention::error())
+        Err(crate::contention::error("rebuild users"))
     }
 
     /// Reads the entries of a user, and joins those of all pages but the last.

@@ -22,6 +22,8 @@ const PAGE: usize = 100;
 /// Records of erasures in one read.
 const RECORDS: usize = 500;
 
+const STORE: &str = "store the progress of an erasure";
+
 const ERASED: &str = "erased/";
 
 const IN_PROGRESS: &str = "erasing/";
@@ -164,8 +166,8 @@ pub(super) async fn begin(
             next.addresses.append(&mut earlier.addresses);
             if reason == Reason::Continued {
                 let is_repeating = earlier.completed_at.is_some();
-                let InProgress { addresses, begun_at, .. } = next;
-                next = InProgress { addresses, begun_at, is_repeating, ..earlier };
+                let InProgress { begun_at, addresses, .. } = next;
+                next = InProgress { begun_at, addresses, is_repeating, ..earlier };
             } else {
                 next.application_fields = next.application_fields.max(earlier.application_fields);
             }
@@ -176,7 +178,7 @@ pub(super) async fn begin(
             return Ok(Some(next));
         }
     }
-    Err(contention::error())
+    Err(contention::error(STORE))
 }
 
 async fn put_erased(store: &dyn Store, user: &UserId, at: Micros) -> Result<(), Error> {
@@ -201,6 +203,23 @@ pub(super) async fn complete(
         ..stored
     };
     change(store, user, known, counted).await
+}
+
+/// Returns whether the fields of the application are still to be removed: another process may have done it since this one began.
+pub(super) async fn awaits_fields(
+    store: &dyn Store,
+    user: &UserId,
+    known: &InProgress,
+) -> Result<bool, Error> {
+    let stored = of_user(store, user).await?;
+    Ok(stored.is_some_and(|stored| {
+        stored.is_as_far_as(known) && stored.application_fields == ApplicationFields::Erase
+    }))
+}
+
+async fn of_user(store: &dyn Store, user: &UserId) -> Result<Option<InProgress>, Error> {
+    let saved = store.state(&format!("{IN_PROGRESS}{user}")).await?;
+    Ok(saved.and_then(|saved| decode(&saved.value)))
 }
 
 /// Stores that the fields of the application were removed: what continues must not remove what the application has written since.
@@ -229,7 +248,7 @@ async fn change(
             return Ok(());
         }
     }
-    Err(contention::error())
+    Err(contention::error(STORE))
 }
 
 /// Removes the record of a request. One of a newer request stays.
@@ -244,17 +263,20 @@ pub(super) async fn remove(store: &dyn Store, user: &UserId, requested_at: Micro
 }
 
 /// Takes an erasure back that did not reach the row of the user: removes its entry of the log, from which a rebuild would erase the
-/// row, and the mark of the user. [`remove`] ends it.
-pub(super) async fn withdraw(store: &dyn Store, user: &UserId) -> Result<(), Error> {
+/// row, and the mark of the user. [`remove`] ends it. Returns `false` if the user was requested again meanwhile.
+pub(super) async fn withdraw(store: &dyn Store, user: &UserId, requested_at: Micros) -> Result<bool, Error> {
+    if of_user(store, user).await?.is_none_or(|stored| stored.requested_at != requested_at) {
+        return Ok(false);
+    }
     let kind = Some(kind::ERASURE.to_owned());
     let filter = EventFilter { user: Some(user.to_string()), kind, limit: PAGE, ..EventFilter::default() };
     let entries: Vec<String> = store.events(&filter).await?.into_iter().map(|entry| entry.id).collect();
     store.remove_entries(&entries).await?;
     let key = format!("{ERASED}{user}");
-    match store.state(&key).await? {
-        Some(saved) => store.remove_states(&[(key, saved.revision)]).await,
-        None => Ok(()),
+    if let Some(saved) = store.state(&key).await? {
+        store.remove_states(&[(key, saved.revision)]).await?;
     }
+    Ok(true)
 }
 
 /// Returns the erasures that are not over, in the order of the users.

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Eraser, Error, Subjects,
-    record::{self, Reason},
+    record::{self, InProgress, Reason},
 };
 use crate::{
     breaker::error_chain,
@@ -27,9 +27,8 @@ const EVERY: Duration = Duration::from_millis(500);
 /// Pause between two attempts to continue an erasure.
 const RETRY_EVERY: Duration = Duration::from_secs(30);
 
-/// Time for which the record of an erasure that is over stays, so that every process sees its last pass. Longer than the longest
-/// pause between two searches.
-const SEEN_AFTER: Duration = Duration::from_secs(5);
+/// Time in microseconds for which the record of an erasure that is over stays, so that the other processes search their own queues once more.
+const SEEN_AFTER: i64 = 60_000_000;
 
 /// Dead letters per read.
 const DEAD_LETTERS: usize = 100;
@@ -40,7 +39,7 @@ struct Done {
     /// The last pass of each erasure that this process has followed in its own queue and caches.
     local: HashMap<UserId, Micros>,
     /// When this process saw that an erasure is over.
-    over: HashMap<UserId, Instant>,
+    over: HashMap<UserId, Micros>,
     tried: HashMap<UserId, Instant>,
     dead_letters: bool,
 }
@@ -79,22 +78,13 @@ impl Eraser {
         let users: HashSet<&UserId> = known.iter().map(|(user, _)| user).collect();
         done.local.retain(|user, _| users.contains(user));
         done.over.retain(|user, _| users.contains(user));
-        let mut failed = Ok(());
+        // A queue that cannot be searched delays neither the rows nor the log.
+        let mut failed = self.follow(&known, done).await;
         for (user, progress) in known {
-            if done.local.get(&user) != Some(&progress.pass()) {
-                // Without a cache nothing reads it.
-                _ = self.erased.send(user.clone());
-                match self.in_queue(&progress.subjects(&user), Search::Remove).await {
-                    Ok(_) => {
-                        done.local.insert(user.clone(), progress.pass());
-                    }
-                    // The queue does not delay the erasure of the row and the log.
-                    Err(error) => failed = Err(error.into()),
-                }
-            }
-            if progress.is_over() {
-                let since = done.over.entry(user.clone()).or_insert_with(Instant::now);
-                if since.elapsed() >= SEEN_AFTER {
+            if progress.is_over() && done.local.get(&user) == Some(&progress.pass()) {
+                let now = self.clock.now();
+                let since = *done.over.entry(user.clone()).or_insert(now);
+                if now.0 - since.0 >= SEEN_AFTER {
                     record::remove(&*self.store, &user, progress.requested_at).await?;
                 }
             }
@@ -123,11 +113,29 @@ impl Eraser {
         failed
     }
 
+    /// Erases the users of new passes from the caches and from the queue of this process.
+    async fn follow(&self, known: &[(UserId, InProgress)], done: &mut Done) -> Result<(), Error> {
+        let is_new =
+            |(user, progress): &&(UserId, InProgress)| done.local.get(user) != Some(&progress.pass());
+        let new: Vec<_> = known.iter().filter(is_new).collect();
+        for (user, _) in &new {
+            // Without a cache nothing reads it.
+            _ = self.erased.send(user.clone());
+        }
+        for (user, progress) in new {
+            self.in_queue(&progress.subjects(user), Search::Remove).await?;
+            done.local.insert(user.clone(), progress.pass());
+        }
+        Ok(())
+    }
+
     /// Takes an erasure back. Entries of the user may have been replaced by markers: one with the state of the row explains it.
     /// Deliveries of the user were removed from queues: a check reads the user from Kinde instead.
     async fn withdraw(&self, user: &UserId, requested_at: Micros) -> Result<(), Error> {
         let store = &*self.store;
-        record::withdraw(store, user).await?;
+        if !record::withdraw(store, user, requested_at).await? {
+            return Ok(());
+        }
         let rows = store.load_to_write(std::slice::from_ref(user)).await?.into_iter();
         let now = self.clock.now();
         let snapshots: Vec<LogEntry> =
