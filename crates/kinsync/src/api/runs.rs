@@ -281,7 +281,7 @@ impl Run {
 /// them again. A run that could not compare them all says nothing about them.
 fn settles(run: &record::Run, earlier: &record::Run) -> bool {
     use record::{
-        DriftKind::{RemovalHeld, TooRecent, Undetermined},
+        DriftKind::Undetermined,
         RunMode::{Approve, ApproveEmptyTenant, Backfill, DryRun, Reconcile},
     };
     let deletes = match run.mode {
@@ -289,9 +289,9 @@ fn settles(run: &record::Run, earlier: &record::Run) -> bool {
         Backfill | DryRun => false,
     };
     let tally = &run.tally;
-    let is_clean = tally.held() == 0 && tally.of(Undetermined) == 0 && tally.of(TooRecent) == 0;
+    let is_clean = tally.held() == 0 && tally.of(Undetermined) == 0;
     let has_roles = run.memberships.as_ref().is_some_and(|found| found.not_compared.is_none());
-    let has_all = has_roles || earlier.tally.of(RemovalHeld) == 0;
+    let has_all = has_roles || earlier.memberships.is_none();
     // By the counter of the store: the clocks of two processes may differ.
     deletes && run.is_complete() && run.start > earlier.start && is_clean && has_all
 }
