@@ -67,7 +67,7 @@ fn is_signed(key: &hmac::Key, headers: &HeaderMap, body: &[u8]) -> bool {
     tag.is_some_and(|tag| hmac::verify(key, body, &tag).is_ok())
 }
 
-/// The settings of kinsync's queue, and its row: a key in the order of arrival, and the id that makes a repeated event one row.
+/// The journal of kinsync's queue, with the checkpoints that SQLite has by default, and its row: a key in the order of arrival, and the id that makes a repeated event one row.
 fn open(path: &Path) -> rusqlite::Result<Connection> {
     let sqlite = Connection::open(path)?;
     sqlite.pragma_update(None, "journal_mode", "wal")?;
