@@ -382,3 +382,41 @@ impl RunOutcome {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn run(start: i64, drift: &Value, memberships: &Value) -> record::Run {
+        let run = json!({
+            "id": format!("run_{start}"), "mode": "reconcile", "startedAt": 1000 - start, "endedAt": null, "outcome": "complete",
+            "start": start, "drift": drift, "memberships": memberships,
+        });
+        serde_json::from_value(run).expect("a record of a run")
+    }
+
+    #[test]
+    fn a_later_run_settles_what_it_could_compare() {
+        let (nothing, unknown) = (&json!({}), &json!({ "undetermined": 1 }));
+        let (no_roles, all_roles) = (&json!(null), &json!({ "members": 9 }));
+        let lists_failed = &json!({ "notCompared": "Kinde lists no roles" });
+        let removals = &json!({ "removal_held": 25 });
+        let (held, held_with_roles) = (run(5, removals, no_roles), run(5, removals, all_roles));
+        for (later, by_users, by_roles) in [
+            (run(6, nothing, no_roles), true, false),
+            (run(6, nothing, all_roles), true, true),
+            (run(6, nothing, lists_failed), true, false),
+            (run(6, unknown, all_roles), false, false),
+            (run(6, &json!({ "deletion_held": 1 }), all_roles), false, false),
+            // The clock of its process is ahead.
+            (run(4, nothing, all_roles), false, false),
+        ] {
+            assert_eq!(settles(&later, &held), by_users, "{later:?}");
+            assert_eq!(settles(&later, &held_with_roles), by_roles, "{later:?}");
+        }
+        let backfill = record::Run { mode: record::RunMode::Backfill, ..run(6, nothing, all_roles) };
+        assert!(!settles(&backfill, &held), "it looks for no deletion");
+    }
+}
