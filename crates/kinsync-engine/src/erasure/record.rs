@@ -416,6 +416,8 @@ mod tests {
         let newer = begin(&store, &user, newer, Reason::Requested).await.expect("the disk works");
         complete(&store, &user, &first, Micros(MINUTE)).await.expect("the disk works");
         fields_are_erased(&store, &user, &first).await.expect("the disk works");
+        assert!(!withdraw(&store, &user, first.requested_at).await.expect("the disk works"));
+        assert!(store.state("erased/kp_ada").await.expect("the disk works").is_some(), "the mark");
         remove(&store, &user, first.requested_at).await.expect("the disk works");
         assert_eq!(Some(in_progress_of(&store).await), newer);
 

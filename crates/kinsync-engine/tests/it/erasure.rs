@@ -162,7 +162,7 @@ async fn drain_started(engine: &Engine) {
 }
 
 /// Polls a future this often at most, and drops it. Returns whether it has ended.
-async fn interrupted(work: impl Future, polls: usize) -> bool {
+pub(crate) async fn interrupted(work: impl Future, polls: usize) -> bool {
     let (mut work, mut left) = (pin!(work), polls);
     poll_fn(move |context| {
         if left == 0 {

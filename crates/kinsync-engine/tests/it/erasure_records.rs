@@ -16,8 +16,10 @@ use kinsync_engine::{
 };
 
 use crate::{
-    erasure::{CANARY, canaries, deleted_user, erase, everything, id, observe, opened, personal},
-    faulty::{Failure, Fault, FaultyStore},
+    erasure::{
+        CANARY, canaries, deleted_user, erase, everything, id, interrupted, observe, opened, personal,
+    },
+    faulty::{Failure, Fault, FaultyQueue, FaultyStore},
     pipeline::{drain, entry, event_entry},
     rebuild::assert_explained,
     store_mongo,
@@ -30,6 +32,8 @@ on_every_store! {
     a_later_event_about_no_user_that_names_an_erased_one_is_logged_as_a_hash
     a_delivery_with_the_type_of_an_erasure_is_one_like_any_other
     one_of_several_processes_repeats_an_erasure
+    an_erasure_that_ends_at_any_step_is_continued_without_a_request
+    a_queue_that_cannot_be_searched_keeps_nothing_else
 }
 
 /// Starts another process with a clock that is ahead and fast, and waits until no erasure is in progress.
@@ -58,7 +62,7 @@ async fn process_of_later(
 /// Waits until the records of erasures in progress are so.
 async fn wait_for(store: &Arc<dyn Store>, is_so: impl Fn(&[(String, Saved)]) -> bool) {
     let waiting = async {
-        while !is_so(&store.list_states("erasing/", None, 10).await.expect("the store answers")) {
+        while !is_so(&store.list_states("erasing/", None, 100).await.expect("the store answers")) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
@@ -91,6 +95,65 @@ async fn one_of_several_processes_repeats_an_erasure(fresh: Fresh) {
         assert_eq!(writes, Some(2 * (repeated + 1)), "{} after {minutes} minutes", fresh.name);
     }
     continue_later(&fresh.store, Duration::from_hours(3)).await;
+}
+
+/// Waits until another process has completed every erasure that was begun a minute ago.
+async fn complete_later(fresh: &Fresh) {
+    let (process, _dir) = process_of_later(&fresh.store, Duration::from_mins(1), |now| now).await;
+    wait_for(&fresh.store, |erasing| {
+        erasing.iter().all(|(_, record)| !record.value["completedAt"].is_null())
+    })
+    .await;
+    process.stop().await;
+}
+
+async fn an_erasure_that_ends_at_any_step_is_continued_without_a_request(fresh: Fresh) {
+    let store = &*fresh.store;
+    let (engine, _dir) = opened(&fresh).await;
+    let (mut continued, mut polls, mut is_done) = (0, 1, false);
+    while !is_done {
+        let user = format!("kp_{polls}");
+        deleted_user(store, &user).await;
+        is_done = interrupted(erase(engine.eraser(), &user), polls).await;
+        let records = store.states(&["erased/", "erasing/"].map(|kind| format!("{kind}{user}"))).await;
+        let records = records.expect("the store answers").into_iter().map(|record| record.is_some());
+        match *records.collect::<Vec<_>>() {
+            [false, false] => _ = erase(engine.eraser(), &user).await.expect("deleted"),
+            [_, is_known] => {
+                assert!(is_known, "{}: after {polls} polls nothing continues it", fresh.name);
+                continued += 1;
+            }
+            _ => unreachable!("two keys were read"),
+        }
+        polls += 1 + polls / 10;
+    }
+    engine.stop().await;
+    assert!(continued > 10, "{}: {continued} erasures", fresh.name);
+    complete_later(&fresh).await;
+    assert_eq!(canaries(&everything(store).await), [""; 0], "{}", fresh.name);
+    assert_explained(store, fresh.name).await;
+}
+
+async fn a_queue_that_cannot_be_searched_keeps_nothing_else(fresh: Fresh) {
+    let store = &*fresh.store;
+    let (engine, _dir) = opened(&fresh).await;
+    deleted_user(store, "kp_ada").await;
+    let waiting = event_entry("user.updated", 1, "waiting", r#"{"id":"kp_ada","first_name":"canary7391"}"#);
+    engine.queue().enqueue(waiting).await.expect("the queue takes it");
+    let fault = Fault::new("search", Failure::All);
+    let queue = FaultyQueue { queue: Arc::clone(engine.queue()), fault: Arc::clone(&fault) };
+    let eraser = Eraser::new(Arc::clone(&fresh.store), Arc::new(queue), Clock::system());
+    erase(&eraser, "kp_ada").await.expect_err("the queue cannot be searched");
+    assert_eq!(canaries(&everything(store).await), [""; 0], "{}", fresh.name);
+    let erasing = store.list_states("erasing/", None, 10).await.expect("the store answers");
+    assert!(erasing.iter().all(|(_, record)| record.value["completedAt"].is_null()), "{erasing:?}");
+    assert_eq!(engine.queue().stats().await.expect("the queue is open").depth, 1, "{}", fresh.name);
+
+    fault.repair();
+    let done = erase(&eraser, "kp_ada").await.expect("deleted");
+    assert_eq!((done.was_erased, done.queued), (true, 1), "{}: {done:?}", fresh.name);
+    engine.stop().await;
+    complete_later(&fresh).await;
 }
 
 async fn entries(store: &dyn Store, filter: EventFilter) -> Vec<LogEntry> {
@@ -262,4 +325,32 @@ async fn fields_of_the_application_are_removed_once_and_whatever_their_names() {
     engine.stop().await;
     continue_later(&fresh.store, Duration::from_hours(3)).await;
     assert_eq!(read().await.get_str("note").ok(), Some("of later"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fields_of_the_application_that_a_rule_requires_are_removed_when_it_allows_that() {
+    let store = store_mongo::store().await;
+    let database = store.database().expect("connected").clone();
+    let users = database.collection::<Document>("users");
+    let fresh = stores::over(store);
+    deleted_user(&*fresh.store, "kp_ada").await;
+    let of_ada = doc! { "kindeId": "kp_ada" };
+    users.update_one(of_ada.clone(), doc! { "$set": { "plan": CANARY } }).await.expect("accepted");
+    let set_rule = async |rule: Document| {
+        let command = doc! { "collMod": "users", "validator": rule };
+        database.run_command(command).await.expect("the server accepts it");
+    };
+    set_rule(doc! { "plan": { "$type": "string" } }).await;
+    let (engine, _dir) = opened(&fresh).await;
+    let done = engine.eraser().erase(&id("kp_ada"), Mode::Erase, ApplicationFields::Erase).await;
+    let done = done.expect("deleted");
+    assert!(done.refused.is_some() && done.application_fields.is_empty(), "{done:?}");
+    engine.stop().await;
+    let read = async || users.find_one(of_ada.clone()).await.expect("the server answers").expect("stored");
+    assert_eq!(read().await.get_str("plan").ok(), Some(CANARY), "the rule requires it");
+
+    set_rule(doc! {}).await;
+    complete_later(&fresh).await;
+    let left = read().await;
+    assert!(!left.to_string().contains(CANARY), "{left}");
 }
