@@ -61,6 +61,9 @@ pub enum Command {
         /// Folder for the file with the events.
         #[arg(long)]
         folder: PathBuf,
+        /// File with the RSA key that has signed the deliveries. Without it they have an HMAC.
+        #[arg(long)]
+        public_key: Option<PathBuf>,
     },
 }
 
@@ -69,7 +72,9 @@ impl Command {
     pub async fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Baseline { port, me, by_token } => baseline::serve(port, me, by_token).await,
-            Self::Durable { port, folder } => durable::serve(port, &folder).await,
+            Self::Durable { port, folder, public_key } => {
+                durable::serve(port, &folder, public_key.as_deref()).await
+            }
             Self::All(options) => {
                 let all = [
                     Part::Deliveries,

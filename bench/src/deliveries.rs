@@ -6,6 +6,7 @@
 mod parts;
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,12 +36,14 @@ struct Scheme {
     kinsync: Series,
     alone: Series,
     baseline: Series,
-    /// The simplest durable server; only with an HMAC.
+    /// The simplest durable server.
     durable: Series,
     peer: Series,
     drained: Vec<f64>,
     /// Deliveries that shared one sync in the turns of `alone`, on average.
     groups: Vec<f64>,
+    /// The same in the turns of `durable`.
+    durable_groups: Vec<f64>,
     /// Bytes of a body.
     body: usize,
 }
@@ -49,7 +52,8 @@ impl Scheme {
     fn new() -> Self {
         let series = || Series::new(PART);
         let (kinsync, alone, baseline, durable, peer) = (series(), series(), series(), series(), series());
-        Self { kinsync, alone, baseline, durable, peer, drained: Vec::new(), groups: Vec::new(), body: 0 }
+        let (drained, groups, durable_groups) = (Vec::new(), Vec::new(), Vec::new());
+        Self { kinsync, alone, baseline, durable, peer, drained, groups, durable_groups, body: 0 }
     }
 }
 
@@ -58,7 +62,7 @@ pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> any
     let mongod = Mongod::start(work, "mongod-deliveries").await?;
     report.machine().version("mongod", mongod.version().await?);
     let tokens = Tokens::prepare(&work.cache(), options.tokens).await?;
-    let jwks = Jwks::serve(&tokens).await?;
+    let (jwks, public_key) = (Jwks::serve(&tokens).await?, tokens.write_public_key(work.path())?);
     let jwt = Arc::new(Requests::jwt(tokens.iter()));
     let bench = Bench { work, options, mongod: &mongod, jwks: &jwks };
     let pool = bench.calibrate().await?;
@@ -69,12 +73,13 @@ pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> any
         hmac.body = load.requests.body_bytes();
         bench.kinsync(&format!("hmac{round}"), &load, &mut hmac).await?;
         hmac.baseline.push(bench.baseline(&load).await?);
-        hmac.durable.push(bench.durable(&format!("durable{round}"), &load).await?);
+        bench.durable(&format!("durable{round}"), &load, None, &mut hmac).await?;
         hmac.peer.push(bench.peer(&format!("peer{round}"), &load).await?);
         bench.kinsync_alone(&format!("alone{round}"), &load, &mut hmac).await?;
         let load = Load { requests: Arc::clone(&jwt), events: Arc::default() };
         bench.kinsync(&format!("jwt{round}"), &load, &mut tokens).await?;
         tokens.baseline.push(bench.baseline(&load).await?);
+        bench.durable(&format!("jwt-durable{round}"), &load, Some(&public_key), &mut tokens).await?;
         bench.kinsync_alone(&format!("jwt-alone{round}"), &load, &mut tokens).await?;
     }
     tokens.body = jwt.body_bytes();
@@ -174,10 +179,19 @@ impl Bench<'_> {
         Ok(Turn::run(self.plan(server.address(), load, true), server.process(), self.mongod).await?.1)
     }
 
-    /// Each event once: a repeated one would be no new row.
-    async fn durable(&self, name: &str, load: &Load) -> anyhow::Result<Turn> {
-        let server = Peer::durable(self.work, name).await?;
-        Ok(Turn::run(self.plan(server.address(), load, false), server.process(), self.mongod).await?.1)
+    /// `key` is the file with the public key of JWTs.
+    async fn durable(
+        &self,
+        name: &str,
+        load: &Load,
+        key: Option<&Path>,
+        scheme: &mut Scheme,
+    ) -> anyhow::Result<()> {
+        let server = Peer::durable(self.work, name, key).await?;
+        let plan = self.plan(server.address(), load, false);
+        scheme.durable.push(Turn::run(plan, server.process(), self.mongod).await?.1);
+        scheme.durable_groups.push(server.rows_per_transaction().await?);
+        Ok(())
     }
 
     async fn peer(&self, name: &str, load: &Load) -> anyhow::Result<Turn> {
@@ -225,13 +239,15 @@ fn report_hmac(scheme: &Scheme, options: &Options, report: &mut Report) {
 }
 
 fn report_jwt(scheme: &Scheme, requests: &Requests, options: &Options, report: &mut Report) {
-    let Scheme { kinsync, baseline, .. } = scheme;
+    let Scheme { kinsync, alone, baseline, durable, .. } = scheme;
     let load = format!("JWT, {} B, {} connections", requests.body_bytes(), options.connections);
     report.add(
         baseline.row(&format!("(b) only reads and answers: {load}")).note("the same tokens again and again"),
     );
     let tokens = format!("{} distinct tokens, each once", requests.len());
     report.add(kinsync.row("(a) kinsync: durable, then 200").note(drained(scheme)).note(tokens));
+    report.add(durable.row("(d) the simplest durable server: one transaction, then 200"));
+    report.add(alone.row("(a') kinsync while MongoDB is unavailable: queue alone"));
     let row = kinsync.ratio("JWT (a)/(b)", baseline).target(Target::AtLeast(0.4));
     report.add(row.because(format!("CPU {}", kinsync.cpu())));
 }

@@ -1,21 +1,25 @@
 //! The simplest durable server: it verifies the signature, and answers 200 after the commit of a transaction that contains the
-//! event, in which one thread stores all events that wait. It shows the cost of a durable answer with the libraries of
-//! kinsync and without the rest of it: no deadlines, no limits, no metrics, no problem documents.
+//! body, in which one thread stores all bodies that wait. It does what is counted as the parts of a delivery, and what connects them: a
+//! channel to the thread that syncs, and another one back. It shows what that costs at least with the libraries of kinsync: repeated events are
+//! stored again, and it has no deadlines, limits, leases, metrics or problem documents.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
 
 use anyhow::Context as _;
 use aws_lc_rs::hmac;
+use aws_lc_rs::signature::{RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
 use axum::Router;
 use axum::body::Bytes;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::{get, post};
 use axum::serve::ListenerExt as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rusqlite::{Connection, params};
-use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 
@@ -24,10 +28,12 @@ use crate::kinsync::SECRET;
 /// Capacity of the channel, and the most rows of a transaction: more than the connections of the load.
 const WAITING: usize = 1024;
 
-/// What identifies an event.
-#[derive(Deserialize)]
-struct Event<'a> {
-    event_id: &'a str,
+/// How a body is verified.
+enum Key {
+    /// With the header `x-kinde-signature`.
+    Hmac(Box<hmac::Key>),
+    /// As a JWT that is signed with RS256.
+    Rsa(UnparsedPublicKey<Vec<u8>>),
 }
 
 struct Row {
@@ -36,14 +42,26 @@ struct Row {
     stored: oneshot::Sender<()>,
 }
 
-/// Serves until the process is killed.
-pub async fn serve(port: u16, folder: &Path) -> anyhow::Result<()> {
+/// What was stored since the start.
+#[derive(Default)]
+struct Counts {
+    rows: AtomicUsize,
+    transactions: AtomicUsize,
+}
+
+/// Serves until the process is killed. `public_key` is the file with the RSA key of the JWTs; without it deliveries have an HMAC.
+pub async fn serve(port: u16, folder: &Path, public_key: Option<&Path>) -> anyhow::Result<()> {
     let (rows, waiting) = mpsc::channel(WAITING);
     let sqlite = open(&folder.join("durable.sqlite"))?;
-    thread::spawn(move || store(sqlite, waiting));
-    let key = Arc::new(hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes()));
+    let counts = Arc::new(Counts::default());
+    let stored = Arc::clone(&counts);
+    thread::spawn(move || store(sqlite, waiting, &stored));
+    let key = Arc::new(match public_key {
+        Some(file) => Key::Rsa(UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, std::fs::read(file)?)),
+        None => Key::Hmac(Box::new(hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes()))),
+    });
     let accept = async move |headers: HeaderMap, body: Bytes| {
-        if !is_signed(&key, &headers, &body) {
+        if !key.has_signed(&headers, &body) {
             return StatusCode::UNAUTHORIZED;
         }
         let (stored, answer) = oneshot::channel();
@@ -52,34 +70,50 @@ pub async fn serve(port: u16, folder: &Path) -> anyhow::Result<()> {
         }
         StatusCode::OK
     };
+    let group = async move || {
+        let [rows, transactions] = [&counts.rows, &counts.transactions].map(|count| count.load(Relaxed));
+        (rows as f64 / transactions as f64).to_string()
+    };
     let router = Router::new()
         .route("/api/webhook", post(accept))
+        .route("/group", get(group))
         .route("/health/ready", get(|| async { StatusCode::OK }));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.context("listening")?;
     let listener = listener.tap_io(|stream| stream.set_nodelay(true).expect("TCP_NODELAY can be set"));
     axum::serve(listener, router).await.context("serving")
 }
 
-fn is_signed(key: &hmac::Key, headers: &HeaderMap, body: &[u8]) -> bool {
-    let signature = headers.get("x-kinde-signature").and_then(|text| text.to_str().ok());
-    let digit = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-    let tag = signature.and_then(|text| text.as_bytes().chunks(2).map(digit).collect::<Option<Vec<_>>>());
-    tag.is_some_and(|tag| hmac::verify(key, body, &tag).is_ok())
+impl Key {
+    fn has_signed(&self, headers: &HeaderMap, body: &[u8]) -> bool {
+        match self {
+            Self::Hmac(key) => {
+                let signature = headers.get("x-kinde-signature").and_then(|text| text.to_str().ok());
+                let digit = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+                let tag = signature
+                    .and_then(|text| text.as_bytes().chunks(2).map(digit).collect::<Option<Vec<_>>>());
+                tag.is_some_and(|tag| hmac::verify(key, body, &tag).is_ok())
+            }
+            Self::Rsa(key) => {
+                let Some(dot) = body.iter().rposition(|byte| *byte == b'.') else { return false };
+                let (signed, signature) = (&body[..dot], URL_SAFE_NO_PAD.decode(&body[dot + 1..]));
+                signature.is_ok_and(|signature| key.verify(signed, &signature).is_ok())
+            }
+        }
+    }
 }
 
-/// The journal of kinsync's queue, with the checkpoints that SQLite has by default, and its row: a key in the order of arrival, and the id that makes a repeated event one row.
+/// The settings of kinsync's queue, and the row of the parts.
 fn open(path: &Path) -> rusqlite::Result<Connection> {
     let sqlite = Connection::open(path)?;
     sqlite.pragma_update(None, "journal_mode", "wal")?;
     sqlite.pragma_update(None, "synchronous", "full")?;
-    sqlite.execute_batch(
-        "CREATE TABLE entries (id INTEGER PRIMARY KEY, event_id TEXT NOT NULL UNIQUE, body BLOB NOT NULL) STRICT",
-    )?;
+    sqlite.pragma_update(None, "wal_autocheckpoint", 2048)?;
+    sqlite.execute_batch("CREATE TABLE entries (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT")?;
     Ok(sqlite)
 }
 
 /// Stores what waits, and ends with the first failure: the answers that follow are then 503.
-fn store(mut sqlite: Connection, mut waiting: mpsc::Receiver<Row>) {
+fn store(mut sqlite: Connection, mut waiting: mpsc::Receiver<Row>, counts: &Counts) {
     let mut rows = Vec::with_capacity(WAITING);
     while let Some(first) = waiting.blocking_recv() {
         rows.push(first);
@@ -89,6 +123,8 @@ fn store(mut sqlite: Connection, mut waiting: mpsc::Receiver<Row>) {
             rows.push(row);
         }
         commit(&mut sqlite, &rows).expect("the rows are stored");
+        counts.rows.fetch_add(rows.len(), Relaxed);
+        counts.transactions.fetch_add(1, Relaxed);
         for row in rows.drain(..) {
             // Sending fails if the client is gone.
             _ = row.stored.send(());
@@ -98,11 +134,9 @@ fn store(mut sqlite: Connection, mut waiting: mpsc::Receiver<Row>) {
 
 fn commit(sqlite: &mut Connection, rows: &[Row]) -> anyhow::Result<()> {
     let transaction = sqlite.transaction()?;
-    let mut insert =
-        transaction.prepare_cached("INSERT OR IGNORE INTO entries (event_id, body) VALUES (?1, ?2)")?;
-    for Row { body, .. } in rows {
-        let Event { event_id } = serde_json::from_slice(body)?;
-        insert.execute(params![event_id, &body[..]])?;
+    let mut insert = transaction.prepare_cached("INSERT INTO entries (body) VALUES (?1)")?;
+    for row in rows {
+        insert.execute(params![&row.body[..]])?;
     }
     drop(insert);
     Ok(transaction.commit()?)

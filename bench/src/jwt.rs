@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use anyhow::{Context as _, anyhow};
@@ -82,6 +82,13 @@ impl Tokens {
 
     fn key_pair(&self) -> anyhow::Result<KeyPair> {
         KeyPair::from_pkcs8(&self.key).map_err(|error| anyhow!("the stored key is invalid: {error}"))
+    }
+
+    /// Writes the public key (`RSAPublicKey` of RFC 8017 as DER) into the folder and returns the file.
+    pub fn write_public_key(&self, folder: &Path) -> anyhow::Result<PathBuf> {
+        let file = folder.join("public-key.der");
+        fs::write(&file, self.key_pair()?.public_key())?;
+        Ok(file)
     }
 
     fn jwks(&self) -> anyhow::Result<Value> {

@@ -46,12 +46,16 @@ impl Peer {
         Self::start(work, "baseline", &command, address).await
     }
 
-    /// Starts the simplest durable server, which is this program in a separate process.
-    pub async fn durable(work: &Work, name: &str) -> anyhow::Result<Self> {
+    /// Starts the simplest durable server, which is this program in a separate process. `public_key` is the file with the key of JWT
+    /// deliveries.
+    pub async fn durable(work: &Work, name: &str, public_key: Option<&Path>) -> anyhow::Result<Self> {
         let address = free_address()?;
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["durable", "--port", &address.port().to_string(), "--folder"]);
         command.arg(work.folder(name)?);
+        if let Some(key) = public_key {
+            command.arg("--public-key").arg(key);
+        }
         Self::start(work, name, &command, address).await
     }
 
@@ -66,6 +70,13 @@ impl Peer {
         command.env("KINDE_WEBHOOK_SECRET", SECRET).env("MONGODB_URI", mongodb);
         command.env("KINDE_DOMAIN", domain);
         Self::start(work, "express", &command, address).await
+    }
+
+    /// The rows per transaction of the simplest durable server, on average.
+    pub async fn rows_per_transaction(&self) -> anyhow::Result<f64> {
+        let (status, body) = http::get(self.address, "/group").await?;
+        anyhow::ensure!(status == 200, "the status is {status}");
+        Ok(body.parse()?)
     }
 
     async fn start(work: &Work, name: &str, command: &Command, address: SocketAddr) -> anyhow::Result<Self> {

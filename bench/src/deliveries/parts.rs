@@ -39,24 +39,25 @@ pub async fn add_rows(
         let verification = if name == "JWT" { &found.rsa } else { &found.hmac };
         let verification = Spread::of(verification).median;
         let append = Spread::of(&found.append).median;
-        let Scheme { alone, baseline, kinsync, .. } = scheme;
-        let Spread { median, min, max } = alone.cpu_over(baseline, verification + append);
-        let what = format!("{name}: CPU per delivery, MongoDB unavailable, / its parts");
-        let row = Row::new(PART, what, median, Unit::Ratio).spread(min, max);
-        let row = row.unless(alone.problem().or_else(|| baseline.problem())).target(Target::AtMost(most));
+        let Scheme { alone, baseline, durable, kinsync, .. } = scheme;
+        let of_parts = |series: &Series, what: &str| {
+            let Spread { median, min, max } = series.cpu_over(baseline, verification + append);
+            let row = Row::new(PART, format!("{name}: CPU per {what}, / its parts"), median, Unit::Ratio);
+            row.spread(min, max).unless(series.problem().or_else(|| baseline.problem()))
+        };
         let parts = format!("request as (b), verification {verification:.1} µs, row {append:.1} µs");
-        report.add(row.note(parts));
-        let shared = format!("{group:.1} deliveries per sync");
+        let row = of_parts(alone, "delivery, MongoDB unavailable").target(Target::AtMost(most)).note(parts);
+        report.add(row);
+        report.add(of_parts(durable, "delivery of (d)"));
+        let Spread { median, min, max } = alone.cpu_over(durable, 0.0);
+        let what = format!("{name}: CPU per delivery, MongoDB unavailable, / that of (d)");
+        let row = Row::new(PART, what, median, Unit::Ratio).spread(min, max);
+        report.add(row.unless(alone.problem().or_else(|| durable.problem())));
         let row = |series: &Series, what| series.cpu_row(&format!("{name}: CPU per {what}"));
-        report.add(row(alone, "delivery, MongoDB unavailable").note(shared));
+        let shared = |groups: &[f64]| format!("{:.1} deliveries per sync", Spread::of(groups).median);
+        report.add(row(alone, "delivery, MongoDB unavailable").note(shared(&scheme.groups)));
+        report.add(row(durable, "delivery of (d)").note(shared(&scheme.durable_groups)));
         report.add(row(baseline, "request of (b)"));
-        if name == "HMAC" {
-            report.add(row(&scheme.durable, "delivery of (d)"));
-            let what = format!("{name}: CPU per delivery, MongoDB unavailable, / that of (d)");
-            let Spread { median, min, max } = alone.cpu_over(&scheme.durable, 0.0);
-            let row = Row::new(PART, what, median, Unit::Ratio).spread(min, max);
-            report.add(row.unless(alone.problem().or_else(|| scheme.durable.problem())));
-        }
         report.add(row(kinsync, "delivery, with MongoDB and the projector"));
     }
     Ok(())

@@ -51,6 +51,7 @@ impl Sqlite {
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         let sqlite = rusqlite::Connection::open(path)?;
         sqlite.pragma_update(None, "journal_mode", "wal")?;
+        sqlite.pragma_update(None, "wal_autocheckpoint", 2048)?;
         sqlite.execute_batch(
             "CREATE TABLE entries (id INTEGER PRIMARY KEY, event_id TEXT NOT NULL, body BLOB NOT NULL) STRICT",
         )?;
