@@ -59,6 +59,12 @@ pub(crate) fn members(bytes: &[u8]) -> Result<Members<'_>, Error> {
     }
 }
 
+/// Returns the text of a payload, with U+FFFD in place of what is not UTF-8. `from_utf8_lossy` alone takes several times as long.
+#[cfg(feature = "webhook")]
+pub(crate) fn text(bytes: &[u8]) -> Cow<'_, str> {
+    std::str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed)
+}
+
 /// Parses the outermost object and accepts duplicate members; empty if `text` is not an object.
 #[cfg(feature = "webhook")]
 pub(crate) fn members_with_duplicates(text: &str) -> Members<'_> {

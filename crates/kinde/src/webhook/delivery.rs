@@ -8,7 +8,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use crate::event::{self, Event};
-use crate::json::{self, is_id};
+use crate::json::{self, Members, is_id};
 
 /// The scheme that signed a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -65,6 +65,7 @@ pub struct Delivery {
     event_type: String,
     scheme: Scheme,
     payload: Bytes,
+    has_event_time: bool,
     signed_at: Option<Timestamp>,
 }
 
@@ -79,19 +80,26 @@ impl Delivery {
         payload: Bytes,
         signed_at: Option<Timestamp>,
     ) -> Self {
-        Self { event_id, event_type, scheme, payload, signed_at }
+        let has_event_time = has_event_time(&json::members_with_duplicates(&json::text(&payload)));
+        Self { event_id, event_type, scheme, payload, has_event_time, signed_at }
     }
 
-    /// Reads id and type from a verified payload. Without a usable `event_id` the delivery gets the signed `message_id`.
+    /// Reads id, type and time from a verified payload. Without a usable `event_id` the delivery gets the signed `message_id`.
     pub(super) fn from_payload(
         scheme: Scheme,
         payload: Bytes,
         message_id: Option<String>,
         signed_at: Option<Timestamp>,
     ) -> Self {
-        let (event_id, event_type) = read_envelope(&payload);
-        let event_id = event_id.or(message_id);
-        Self { event_id, event_type: event_type.unwrap_or_default(), scheme, payload, signed_at }
+        let envelope = Envelope::of(&json::members_with_duplicates(&json::text(&payload)));
+        let Envelope { event_id, event_type, has_event_time } = envelope;
+        Self { event_id: event_id.or(message_id), event_type, scheme, payload, has_event_time, signed_at }
+    }
+
+    /// Creates a delivery of Kinde from a verified payload and what was read from it.
+    pub(super) fn of_kinde(payload: Bytes, envelope: Envelope) -> Self {
+        let Envelope { event_id, event_type, has_event_time } = envelope;
+        Self { event_id, event_type, scheme: Scheme::KindeJwt, payload, has_event_time, signed_at: None }
     }
 
     /// Returns the id that identifies the event: the signed `event_id`, else the signed `webhook-id` (Standard Webhooks).
@@ -121,12 +129,8 @@ impl Delivery {
 
     /// Returns true if the payload has a time of the event, `event_timestamp` or `timestamp`, valid or not. Events of Kinde
     /// always have one.
-    pub fn has_event_time(&self) -> bool {
-        let text = String::from_utf8_lossy(&self.payload);
-        let members = json::members_with_duplicates(&text);
-        ["event_timestamp", "timestamp"]
-            .iter()
-            .any(|name| members.get(name).is_some_and(|time| time != "null"))
+    pub const fn has_event_time(&self) -> bool {
+        self.has_event_time
     }
 
     /// Returns the signed time of sending. Only Standard Webhooks has one.
@@ -152,20 +156,34 @@ impl fmt::Debug for Delivery {
             .field("event_type", &self.event_type)
             .field("scheme", &self.scheme)
             .field("payload_bytes", &self.payload.len())
+            .field("has_event_time", &self.has_event_time)
             .field("signed_at", &self.signed_at)
             .finish()
     }
 }
 
-/// The id and the type of an event, each if it is a usable identifier. A payload with duplicate members has neither: a
-/// sender that is not Kinde could otherwise take the id of a genuine event.
-fn read_envelope(payload: &[u8]) -> (Option<String>, Option<String>) {
-    let text = String::from_utf8_lossy(payload);
-    let members = json::members_with_duplicates(&text);
-    if members.has_duplicates() {
-        return (None, None);
+/// What a delivery needs of its payload.
+pub(super) struct Envelope {
+    event_id: Option<String>,
+    event_type: String,
+    has_event_time: bool,
+}
+
+impl Envelope {
+    /// Reads the id and the type, each if it is a usable identifier. A payload with duplicate members has neither: a sender that
+    /// is not Kinde could otherwise take the id of a genuine event.
+    pub(super) fn of(members: &Members<'_>) -> Self {
+        let is_unique = !members.has_duplicates();
+        let is_usable = |id: &String| is_id(id) && !id.contains('\u{fffd}');
+        let id = |name| members.text(name).map(Cow::into_owned).filter(|id| is_unique && is_usable(id));
+        Self {
+            event_id: id("event_id"),
+            event_type: id("type").unwrap_or_default(),
+            has_event_time: has_event_time(members),
+        }
     }
-    let id =
-        |name| members.text(name).map(Cow::into_owned).filter(|id| is_id(id) && !id.contains('\u{fffd}'));
-    (id("event_id"), id("type"))
+}
+
+fn has_event_time(members: &Members<'_>) -> bool {
+    ["event_timestamp", "timestamp"].iter().any(|name| members.get(name).is_some_and(|time| time != "null"))
 }
