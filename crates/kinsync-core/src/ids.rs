@@ -1,6 +1,6 @@
 //! User ids. An id is opaque: kinsync validates its length and characters and never interprets it.
 
-use std::{fmt, sync::Arc};
+use std::{borrow::Borrow, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +43,13 @@ impl UserId {
 
     /// Returns the id as Kinde writes it.
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Maps with ids as keys are read by text.
+impl Borrow<str> for UserId {
+    fn borrow(&self) -> &str {
         &self.0
     }
 }

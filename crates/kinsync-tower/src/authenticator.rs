@@ -28,7 +28,7 @@ use kinde::{
     account::ProfileClient,
     bearer::{AccessToken, CachingVerifier, VerificationError},
 };
-use kinsync_core::UserId;
+use kinsync_core::{Micros, UserId};
 use kinsync_engine::{
     Clock, Engine,
     internal::{breaker::Breaker, queue::Queue, sighting::Sighting},
@@ -248,12 +248,13 @@ impl Authenticator {
     async fn loaded_user(&self, headers: &HeaderMap) -> Result<CurrentUser, Problem> {
         let shared = &self.shared;
         let raw = token::find(headers, self.cookie.as_deref())?;
-        let token = shared.verify(raw).await?;
+        let now = shared.clock.now();
+        let token = shared.verify(raw, now).await?;
         match shared.users.lookup(&token, shared.config.deadline).await {
             CacheLookup::Fresh(user) if user.is_document_refused => shared.without_document(token, user),
             CacheLookup::Fresh(user) => {
                 require_active(&user)?;
-                shared.last_seen.record(&user, shared.clock.now());
+                shared.last_seen.record(&user, now);
                 if user.is_unconfirmed {
                     shared.profiles.request(&token, raw);
                 }
@@ -261,7 +262,7 @@ impl Authenticator {
             }
             CacheLookup::Stale(user) => {
                 require_active(&user)?;
-                shared.last_seen.record(&user, shared.clock.now());
+                shared.last_seen.record(&user, now);
                 Ok(CurrentUser::degraded(token, Some(user)))
             }
             CacheLookup::Miss => {
@@ -341,8 +342,8 @@ impl Shared {
         }
     }
 
-    async fn verify(&self, raw: &str) -> Result<Arc<AccessToken>, Problem> {
-        let now = jiff::Timestamp::from_microsecond(self.clock.now().0).unwrap_or(jiff::Timestamp::MAX);
+    async fn verify(&self, raw: &str, now: Micros) -> Result<Arc<AccessToken>, Problem> {
+        let now = jiff::Timestamp::from_microsecond(now.0).unwrap_or(jiff::Timestamp::MAX);
         // A cached token needs no timer.
         if let Some(token) = self.tokens.get(raw, now) {
             return Ok(token);

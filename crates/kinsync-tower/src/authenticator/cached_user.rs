@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::AtomicBool},
 };
 
 use kinsync_core::{Micros, UserDocument, UserState};
@@ -27,6 +27,8 @@ pub(crate) struct CachedUser {
     pub(super) is_unconfirmed: bool,
     /// Whether the store has no document of the user, because a rule of the database refuses it.
     pub(super) is_document_refused: bool,
+    /// Whether a reload was requested and has not ended.
+    pub(super) is_reloading: AtomicBool,
 }
 
 impl CachedUser {
@@ -50,6 +52,7 @@ impl CachedUser {
             refused,
             is_unconfirmed,
             is_document_refused,
+            is_reloading: AtomicBool::new(false),
         })
     }
 

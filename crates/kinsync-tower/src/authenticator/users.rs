@@ -6,10 +6,7 @@
 use std::{
     collections::HashMap,
     pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -66,17 +63,11 @@ pub(super) enum CacheLookup {
     Miss,
 }
 
+#[derive(Clone)]
 struct Entry {
     user: Arc<CachedUser>,
     /// Time before the load began: changes that it missed are later.
     loaded_at: Instant,
-    reloading: AtomicBool,
-}
-
-impl Entry {
-    fn new(user: Arc<CachedUser>, loaded_at: Instant) -> Arc<Self> {
-        Arc::new(Self { user, loaded_at, reloading: AtomicBool::new(false) })
-    }
 }
 
 /// A request to load one user.
@@ -95,7 +86,7 @@ pub(super) struct Users {
     claims: Arc<dyn Claims>,
     clock: Clock,
     created: Counter,
-    cache: Cache<Arc<str>, Arc<Entry>>,
+    cache: Cache<UserId, Entry>,
     loads: mpsc::Sender<LoadRequest>,
     reloads: mpsc::Sender<LoadRequest>,
     refresh_after: Duration,
@@ -161,19 +152,20 @@ impl Users {
 
     /// Returns the user of a token, created if the store does not have it. Waits for the deadline at most. Cancel safe.
     pub(super) async fn lookup(&self, token: &Arc<AccessToken>, deadline: Duration) -> CacheLookup {
-        let entry = self.cache.get(token.subject.as_str());
-        if let Some(entry) = &entry {
+        let mut stale = None;
+        if let Some(entry) = self.cache.get(token.subject.as_str()) {
             let age = entry.loaded_at.elapsed();
             if age < self.stale_after {
-                if age >= self.refresh_after && !entry.reloading.swap(true, Relaxed) {
+                if age >= self.refresh_after && !entry.user.is_reloading.swap(true, Relaxed) {
                     self.request_load(token, None);
                 }
-                return CacheLookup::Fresh(Arc::clone(&entry.user));
+                return CacheLookup::Fresh(entry.user);
             }
+            stale = Some(entry.user);
         }
-        match (timeout(deadline, self.loaded(token)).await.ok().flatten(), entry) {
+        match (timeout(deadline, self.loaded(token)).await.ok().flatten(), stale) {
             (Some(user), _) => CacheLookup::Fresh(user),
-            (None, Some(entry)) => CacheLookup::Stale(Arc::clone(&entry.user)),
+            (None, Some(user)) => CacheLookup::Stale(user),
             (None, None) => CacheLookup::Miss,
         }
     }
@@ -191,7 +183,7 @@ impl Users {
 
     /// Returns the cached user, however old.
     pub(super) fn peek(&self, user: &str) -> Option<Arc<CachedUser>> {
-        self.cache.peek(user).map(|entry| Arc::clone(&entry.user))
+        self.cache.peek(user).map(|entry| entry.user)
     }
 
     /// Drops erased users from the cache until the token is cancelled.
@@ -354,19 +346,23 @@ impl Users {
     /// Caches a loaded user, unless a load that began later has finished before. Returns the newer user.
     fn remember(&self, known: &KnownUser, loaded_at: Instant) -> Arc<CachedUser> {
         let user = CachedUser::of(known);
-        let update = |_: &Arc<str>, cached: &mut Arc<Entry>| {
+        let update = |_: &UserId, cached: &mut Entry| {
             if cached.loaded_at <= loaded_at {
+                cached.loaded_at = loaded_at;
                 // An equivalent user keeps its serialized JSON.
-                let newer = if cached.user.is_equivalent_to(&user) { &cached.user } else { &user };
-                *cached = Entry::new(Arc::clone(newer), loaded_at);
+                if cached.user.is_equivalent_to(&user) {
+                    cached.user.is_reloading.store(false, Relaxed);
+                } else {
+                    cached.user = Arc::clone(&user);
+                }
             }
             EntryAction::Retain(Arc::clone(&cached.user))
         };
-        match self.cache.entry(&Arc::<str>::from(known.row.id.as_str()), None, update) {
+        match self.cache.entry(&known.row.id, None, update) {
             EntryResult::Retained(newest) => newest,
             EntryResult::Vacant(place) => {
                 // Fails only if another load has filled the entry since.
-                _ = place.insert(Entry::new(Arc::clone(&user), loaded_at));
+                _ = place.insert(Entry { user: Arc::clone(&user), loaded_at });
                 user
             }
             _ => user,
