@@ -36,10 +36,10 @@ impl Window {
         self.known.contains(fingerprint)
     }
 
-    /// Adds the newest one; the oldest is removed at the capacity.
-    pub(super) fn insert(&mut self, fingerprint: Fingerprint) {
+    /// Adds the newest one, and removes the oldest at the capacity. Returns `false` if it was there.
+    pub(super) fn insert(&mut self, fingerprint: Fingerprint) -> bool {
         if self.capacity == 0 || !self.known.insert(fingerprint) {
-            return;
+            return false;
         }
         self.order.push_back(fingerprint);
         if self.order.len() > self.capacity
@@ -47,6 +47,7 @@ impl Window {
         {
             self.known.remove(&oldest);
         }
+        true
     }
 
     fn remove(&mut self, fingerprint: &Fingerprint) {

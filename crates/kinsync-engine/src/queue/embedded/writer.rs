@@ -280,8 +280,7 @@ impl Writer {
     ) -> Result<(), Failure> {
         let id = self.next_id;
         self.next_id += 1;
-        if !self.window.contains(&fingerprint) {
-            self.window.insert(fingerprint);
+        if self.window.insert(fingerprint) {
             effects.fingerprints.push(fingerprint);
         }
         // A queue that is not a spool any more would read the ids of entries that have moved.
