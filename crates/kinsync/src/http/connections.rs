@@ -33,6 +33,8 @@ pub struct Connections {
     max_per_client: usize,
     /// Networks without a limit per client: reverse proxies carry the requests of many users.
     proxies: Vec<Network>,
+    /// Ends all connections.
+    stop: CancellationToken,
     started: Instant,
     open: Mutex<Open>,
     freed: Notify,
@@ -57,7 +59,17 @@ struct Connection {
     receiving_since: AtomicU64,
     /// Milliseconds from the start of the server.
     idle_since: AtomicU64,
-    evicted: CancellationToken,
+    /// A child of the stop: all connections would contend for the lock of a shared one.
+    ended: CancellationToken,
+}
+
+/// Why a connection has to end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// Another one needs its slot.
+    Evicted,
+    /// The server stops.
+    Stopped,
 }
 
 /// One open connection. Dropping it frees the slot.
@@ -84,10 +96,15 @@ pub struct Receiving(Arc<Held>);
 pub struct TooManyOfClient;
 
 impl Connections {
-    /// Creates the limits: in total, per client, and the networks without a limit per client.
-    pub fn new(max: usize, max_per_client: usize, proxies: Vec<Network>) -> Arc<Self> {
+    /// Creates the limits: in total, per client, and the networks without a limit per client. `stop` ends all connections.
+    pub fn new(
+        max: usize,
+        max_per_client: usize,
+        proxies: Vec<Network>,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
         let (started, open, freed) = (Instant::now(), Mutex::default(), Notify::new());
-        Arc::new(Self { max: max.max(1), max_per_client, proxies, started, open, freed })
+        Arc::new(Self { max: max.max(1), max_per_client, proxies, stop, started, open, freed })
     }
 
     /// Takes a slot for a connection from this address. Closes another connection for it, or waits until one can be closed.
@@ -120,7 +137,7 @@ impl Connections {
             let slow_since =
                 millis(self.started).checked_sub(u64::try_from(SLOW_BODY.as_millis()).unwrap_or(u64::MAX));
             let id = open.longest_idle().or_else(|| open.slowest_body(slow_since?))?;
-            open.remove(id).evicted.cancel();
+            open.remove(id).ended.cancel();
         }
         let connection = Arc::new(Connection {
             peer,
@@ -129,7 +146,7 @@ impl Connections {
             receiving: AtomicUsize::new(0),
             receiving_since: AtomicU64::new(0),
             idle_since: AtomicU64::new(millis(self.started)),
-            evicted: CancellationToken::new(),
+            ended: self.stop.child_token(),
         });
         let id = open.next_id;
         open.next_id += 1;
@@ -195,9 +212,11 @@ impl Slot {
         Receiving(Arc::clone(&self.0))
     }
 
-    /// Completes when the connection must close for another one.
-    pub async fn evicted(&self) {
-        self.0.connection.evicted.cancelled().await;
+    /// Completes when the connection has to end.
+    pub async fn ended(&self) -> End {
+        let Held { connection, connections, .. } = &*self.0;
+        connection.ended.cancelled().await;
+        if connections.stop.is_cancelled() { End::Stopped } else { End::Evicted }
     }
 }
 
@@ -242,7 +261,7 @@ mod tests {
     #[tokio::test]
     async fn a_client_cannot_have_more_connections_than_its_limit() {
         let proxies = vec!["10.1.0.0/16".parse().unwrap()];
-        let connections = Connections::new(100, 2, proxies);
+        let connections = Connections::new(100, 2, proxies, CancellationToken::new());
         let open = async |text| connections.open(address(text)).await;
         let first = open("203.0.113.1").await.unwrap();
         let _second = open("::ffff:203.0.113.1").await.unwrap();
@@ -260,27 +279,27 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_longest_idle_connection_is_closed_for_a_new_one() {
-        let connections = Connections::new(2, 9, Vec::new());
+        let connections = Connections::new(2, 9, Vec::new(), CancellationToken::new());
         let (busy, idle) = (
             connections.open(address("203.0.113.1")).await.unwrap(),
             connections.open(address("203.0.113.2")).await.unwrap(),
         );
         let request = busy.begin_request();
         let third = connections.open(address("203.0.113.3")).await.unwrap();
-        idle.evicted().await;
+        idle.ended().await;
         let second = Duration::from_secs(1);
-        assert!(timeout(second, busy.evicted()).await.is_err(), "a request is in progress");
+        assert!(timeout(second, busy.ended()).await.is_err(), "a request is in progress");
         drop(request);
         tokio::time::sleep(second).await;
         drop(third.begin_request());
         let _fourth = connections.open(address("203.0.113.4")).await.unwrap();
-        busy.evicted().await;
-        assert!(timeout(second, third.evicted()).await.is_err(), "its request ended later");
+        busy.ended().await;
+        assert!(timeout(second, third.ended()).await.is_err(), "its request ended later");
     }
 
     #[tokio::test(start_paused = true)]
     async fn without_an_idle_connection_the_slowest_body_is_cut_off_and_no_request_that_has_arrived() {
-        let connections = Connections::new(3, 9, Vec::new());
+        let connections = Connections::new(3, 9, Vec::new(), CancellationToken::new());
         let open = async || connections.open(address("203.0.113.1")).await.unwrap();
         let (arrived, slow, slower) = (open().await, open().await, open().await);
         let _requests = [&arrived, &slow, &slower].map(Slot::begin_request);
@@ -290,16 +309,16 @@ mod tests {
         let _slow_body = slow.begin_body();
         let began = Instant::now();
         let _fourth = timeout(10 * SLOW_BODY, open()).await.expect("a slot is freed");
-        slower.evicted().await;
+        slower.ended().await;
         assert!(began.elapsed() <= SLOW_BODY, "{:?}", began.elapsed());
         for kept in [&arrived, &slow] {
-            assert!(timeout(Duration::from_millis(1), kept.evicted()).await.is_err());
+            assert!(timeout(Duration::from_millis(1), kept.ended()).await.is_err());
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_new_connection_waits_while_every_slot_has_a_request_in_progress() {
-        let connections = Connections::new(1, 9, Vec::new());
+        let connections = Connections::new(1, 9, Vec::new(), CancellationToken::new());
         let slot = connections.open(address("203.0.113.1")).await.unwrap();
         let request = slot.begin_request();
         let next = connections.open(address("203.0.113.2"));
@@ -307,6 +326,6 @@ mod tests {
         assert!(timeout(Duration::from_secs(1), next.as_mut()).await.is_err());
         drop(request);
         assert!(timeout(Duration::from_secs(1), next).await.unwrap().is_ok());
-        slot.evicted().await;
+        slot.ended().await;
     }
 }

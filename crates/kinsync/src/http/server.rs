@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tower_service::Service as _;
 
 use super::{
-    connections::{Connections, Slot},
+    connections::{Connections, End, Slot},
     network::{Network, Peer},
     request_check::{self, MAX_HEAD_BYTES, MAX_HEADERS},
     stall::Stall,
@@ -95,17 +95,18 @@ impl Server {
             limits.max_connections,
             limits.max_connections_per_client,
             limits.proxies.clone(),
+            stop.clone(),
         );
         let grace = limits.grace;
         let shared = Arc::new(Shared { router, limits, tls });
         let mut tasks = JoinSet::new();
         while let Some((stream, slot)) = stop.run_until_cancelled(next(&listener, &slots)).await {
             while tasks.try_join_next().is_some() {}
-            tasks.spawn(log_end(stream, Arc::clone(&shared), slot, stop.child_token()));
+            tasks.spawn(log_end(stream, Arc::clone(&shared), slot));
         }
         for stream in accepted_by_the_kernel(listener) {
             let Some(slot) = slot_of(&stream, &slots).await else { continue };
-            tasks.spawn(log_end(stream, Arc::clone(&shared), slot, stop.child_token()));
+            tasks.spawn(log_end(stream, Arc::clone(&shared), slot));
         }
         let finished = async { while tasks.join_next().await.is_some() {} };
         if timeout(grace, finished).await.is_err() {
@@ -122,9 +123,9 @@ pub async fn serve_one(
     router: Router,
     limits: Limits,
 ) -> hyper::Result<()> {
-    let slots = Connections::new(1, 1, Vec::new());
+    let slots = Connections::new(1, 1, Vec::new(), CancellationToken::new());
     let Ok(slot) = slots.open(Ipv4Addr::LOCALHOST.into()).await else { return Ok(()) };
-    serve_http(stream, &Shared { router, limits, tls: None }, &slot, CancellationToken::new()).await
+    serve_http(stream, &Shared { router, limits, tls: None }, &slot).await
 }
 
 /// Closes the listener and returns the connections that are established and not accepted yet: the end of the listener would reset
@@ -144,28 +145,22 @@ async fn slot_of(stream: &TcpStream, slots: &Arc<Connections>) -> Option<Slot> {
     slots.open(stream.peer_addr().ok()?.ip()).await.ok()
 }
 
-/// `stop` is a child token: all connections would contend for the lock of a shared one.
-async fn log_end(stream: TcpStream, shared: Arc<Shared>, slot: Slot, stop: CancellationToken) {
-    if let Err(error) = serve_connection(stream, &shared, &slot, stop).await {
+async fn log_end(stream: TcpStream, shared: Arc<Shared>, slot: Slot) {
+    if let Err(error) = serve_connection(stream, &shared, &slot).await {
         tracing::debug!(%error, "connection ended early");
     }
 }
 
 /// Runs until the client, the stop or an eviction ends it. A request in progress gets its response.
-async fn serve_connection(
-    stream: TcpStream,
-    shared: &Shared,
-    slot: &Slot,
-    stop: CancellationToken,
-) -> hyper::Result<()> {
+async fn serve_connection(stream: TcpStream, shared: &Shared, slot: &Slot) -> hyper::Result<()> {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
     let deadline = shared.limits.head_deadline;
     if let Some(tls) = &shared.tls {
         let acceptor = tls.acceptor();
-        return match or_end(timeout(deadline, acceptor.accept(stream)), slot, &stop).await {
-            Some(Ok(Ok(stream))) => serve_http(stream, shared, slot, stop).await,
+        return match or_end(timeout(deadline, acceptor.accept(stream)), slot).await {
+            Some(Ok(Ok(stream))) => serve_http(stream, shared, slot).await,
             Some(Ok(Err(error))) => {
                 tracing::debug!(%error, "a TLS handshake failed");
                 Ok(())
@@ -173,34 +168,32 @@ async fn serve_connection(
             Some(Err(_)) | None => Ok(()),
         };
     }
-    match or_end(timeout(deadline, is_http2(&stream)), slot, &stop).await {
+    match or_end(timeout(deadline, is_http2(&stream)), slot).await {
         Some(Ok(true)) => refuse_http2(stream).await,
-        Some(Ok(false)) => return serve_http(stream, shared, slot, stop).await,
+        Some(Ok(false)) => return serve_http(stream, shared, slot).await,
         Some(Err(_)) | None => {}
     }
     Ok(())
 }
 
 /// `None` if an eviction comes first, or the stop and [`FIRST_REQUEST`] after it.
-async fn or_end<T>(work: impl Future<Output = T>, slot: &Slot, stop: &CancellationToken) -> Option<T> {
+async fn or_end<T>(work: impl Future<Output = T>, slot: &Slot) -> Option<T> {
+    let ended = async {
+        if slot.ended().await == End::Stopped {
+            sleep(FIRST_REQUEST).await;
+        }
+    };
     tokio::select! {
         biased;
         done = work => Some(done),
-        () = after(stop) => None,
-        () = slot.evicted() => None,
+        () = ended => None,
     }
-}
-
-async fn after(stop: &CancellationToken) {
-    stop.cancelled().await;
-    sleep(FIRST_REQUEST).await;
 }
 
 async fn serve_http(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     shared: &Shared,
     slot: &Slot,
-    stop: CancellationToken,
 ) -> hyper::Result<()> {
     let Shared { router, limits, .. } = shared;
     let service = service_fn(async |request| Ok::<_, Infallible>(answer(router, slot, request).await));
@@ -214,16 +207,16 @@ async fn serve_http(
             .writev(false)
             .serve_connection(TokioIo::new(Stall::new(stream, limits.write_stall)), service)
     );
-    tokio::select! {
+    let end = tokio::select! {
         biased;
         ended = connection.as_mut() => return ended,
-        () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
-        () = slot.evicted() => {
-            connection.as_mut().graceful_shutdown();
-            return timeout(EVICTION_GRACE, connection).await.unwrap_or(Ok(()));
-        }
+        end = slot.ended() => end,
+    };
+    connection.as_mut().graceful_shutdown();
+    match end {
+        End::Stopped => connection.await,
+        End::Evicted => timeout(EVICTION_GRACE, connection).await.unwrap_or(Ok(())),
     }
-    connection.await
 }
 
 async fn answer(router: &Router, slot: &Slot, mut request: Request<Incoming>) -> Response<Tracked<Body>> {
