@@ -1,7 +1,7 @@
 //! The simplest durable server: it verifies the signature, and answers 200 after the commit of a transaction that contains the
-//! body, in which one thread stores all bodies that wait. It does what is counted as the parts of a delivery, and what connects them: a
-//! channel to the thread that syncs, and another one back. It shows what that costs at least with the libraries of kinsync: repeated events are
-//! stored again, and it has no deadlines, limits, leases, metrics or problem documents.
+//! body as received, in which one thread stores all bodies that wait. It shows what the parts of a delivery cost together, with a channel
+//! to the thread that syncs and another one back, in the libraries of kinsync: repeated events are stored again, an RSA key is parsed for each
+//! signature, and it has no deadlines, limits, leases, metrics or problem documents.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -102,7 +102,7 @@ impl Key {
     }
 }
 
-/// The settings of kinsync's queue, and the row of the parts.
+/// The settings of kinsync's queue.
 fn open(path: &Path) -> rusqlite::Result<Connection> {
     let sqlite = Connection::open(path)?;
     sqlite.pragma_update(None, "journal_mode", "wal")?;

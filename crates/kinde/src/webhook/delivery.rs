@@ -72,7 +72,7 @@ pub struct Delivery {
 impl Delivery {
     /// Restores a delivery that was verified before, for a durable queue that reads its entries.
     ///
-    /// Nothing is verified. Never call it with the content of a request.
+    /// Nothing is verified; the payload is read only for [`Self::has_event_time`]. Never call it with the content of a request.
     pub fn from_verified_parts(
         event_id: Option<String>,
         event_type: String,

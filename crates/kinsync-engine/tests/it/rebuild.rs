@@ -2,10 +2,12 @@
 
 use std::{
     collections::BTreeMap,
+    panic::{AssertUnwindSafe, resume_unwind},
     sync::atomic::{AtomicBool, Ordering},
 };
 
 use bson::doc;
+use futures_util::FutureExt as _;
 use kinsync_core::{
     Field, Micros, Observation, Profile, Source, UserDocument, UserId, UserState, Value, Version, What,
 };
@@ -64,17 +66,14 @@ pub(crate) async fn rebuild(store: &dyn Store, mode: Mode) -> Reported {
 
 /// Starts a rebuild at this time, and interrupts it after the first page.
 pub(crate) async fn interrupt(store: &dyn Store, mode: Mode, now: Micros) {
-    let (page, mut pages) = tokio::sync::mpsc::unbounded_channel();
+    // Unwinds: a future that is dropped after a page may have compared the next ones in the same poll.
     let mut listen = |event: Event<'_>| {
         if matches!(event, Event::Progress(_)) {
-            _ = page.send(());
+            resume_unwind(Box::new("interrupted"));
         }
     };
-    tokio::select! {
-        biased;
-        _ = pages.recv() => {}
-        _ = Rebuild::new(store, mode, now, &mut listen).run() => {}
-    }
+    let run = AssertUnwindSafe(Rebuild::new(store, mode, now, &mut listen).run());
+    run.catch_unwind().await.expect_err("it is interrupted after its first page");
 }
 
 /// Panics unless the log explains the state of every user.

@@ -27,7 +27,7 @@ pub(crate) struct CachedUser {
     pub(super) is_unconfirmed: bool,
     /// Whether the store has no document of the user, because a rule of the database refuses it.
     pub(super) is_document_refused: bool,
-    /// Whether a reload was requested and has not ended.
+    /// Whether a reload was requested since the last load. A request that was lost is repeated when the user is too old.
     pub(super) is_reloading: AtomicBool,
 }
 

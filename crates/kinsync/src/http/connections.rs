@@ -286,7 +286,7 @@ mod tests {
         );
         let request = busy.begin_request();
         let third = connections.open(address("203.0.113.3")).await.unwrap();
-        idle.ended().await;
+        assert_eq!(idle.ended().await, End::Evicted);
         let second = Duration::from_secs(1);
         assert!(timeout(second, busy.ended()).await.is_err(), "a request is in progress");
         drop(request);
@@ -295,6 +295,18 @@ mod tests {
         let _fourth = connections.open(address("203.0.113.4")).await.unwrap();
         busy.ended().await;
         assert!(timeout(second, third.ended()).await.is_err(), "its request ended later");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_stop_ends_every_connection_without_the_haste_of_an_eviction() {
+        let stop = CancellationToken::new();
+        let connections = Connections::new(1, 9, Vec::new(), stop.clone());
+        let open = connections.open(address("203.0.113.1")).await.unwrap();
+        assert!(timeout(Duration::from_secs(1), open.ended()).await.is_err());
+        stop.cancel();
+        assert_eq!(open.ended().await, End::Stopped);
+        let late = Connections::new(1, 9, Vec::new(), stop).open(address("203.0.113.1")).await.unwrap();
+        assert_eq!(late.ended().await, End::Stopped, "accepted after the stop");
     }
 
     #[tokio::test(start_paused = true)]

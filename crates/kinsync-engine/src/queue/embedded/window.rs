@@ -36,7 +36,7 @@ impl Window {
         self.known.contains(fingerprint)
     }
 
-    /// Adds the newest one, and removes the oldest at the capacity. Returns `false` if it was there.
+    /// Adds the newest one, and removes the oldest at the capacity. Returns whether it was added.
     pub(super) fn insert(&mut self, fingerprint: Fingerprint) -> bool {
         if self.capacity == 0 || !self.known.insert(fingerprint) {
             return false;
