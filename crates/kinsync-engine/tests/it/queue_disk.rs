@@ -16,7 +16,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use kinsync_engine::internal::queue::{Error, Queue, embedded::Config};
+use kinsync_engine::internal::queue::{Enqueued, Error, Queue, embedded::Config};
 use kinsync_testing::redis::{DURABLE, TestRedis};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::time::timeout;
@@ -220,8 +220,12 @@ async fn child_that_works() {
         async move {
             for number in 0..150 {
                 let id = format!("{task}-{number}-{}", "x".repeat(1500));
-                let answer = if queue.enqueue(entry(&id)).await.is_ok() { "acked" } else { "refused" };
-                print_line(&format!("{answer} {id}"));
+                if queue.enqueue(entry(&id)).await.is_err() {
+                    print_line(&format!("refused {id}"));
+                    // Sent again, it is no duplicate: nothing of it is stored.
+                    assert_eq!(queue.enqueue(entry(&id)).await.unwrap(), Enqueued::New);
+                }
+                print_line(&format!("acked {id}"));
             }
         }
     }));
