@@ -23,18 +23,24 @@ pub(super) fn size_in_sql() -> String {
     format!("octet_length(event_id) + octet_length(payload) + {OVERHEAD}")
 }
 
-pub(super) fn insert(sqlite: &Connection, id: i64, entry: &Entry) -> rusqlite::Result<()> {
-    let insert = "INSERT INTO entries VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
-    let Entry { event_id, received_at, payload } = entry;
-    sqlite.prepare_cached(insert)?.execute(params![
-        id,
-        event_id,
-        payload.scheme(),
-        received_at.0,
-        payload.signed_at().map(|at| at.0),
-        &payload.bytes()[..],
-        checksum(entry),
-    ])?;
+/// Inserts entries with their ids.
+pub(super) fn insert<'a>(
+    sqlite: &Connection,
+    entries: impl IntoIterator<Item = (i64, &'a Entry)>,
+) -> rusqlite::Result<()> {
+    let mut insert = sqlite.prepare_cached("INSERT INTO entries VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?;
+    for (id, entry) in entries {
+        let Entry { event_id, received_at, payload } = entry;
+        insert.execute(params![
+            id,
+            event_id,
+            payload.scheme(),
+            received_at.0,
+            payload.signed_at().map(|at| at.0),
+            &payload.bytes()[..],
+            checksum(entry),
+        ])?;
+    }
     Ok(())
 }
 

@@ -1,6 +1,9 @@
 //! Recent event ids, to detect duplicates.
 
-use std::collections::{HashSet, VecDeque};
+use std::{
+    collections::{HashSet, VecDeque},
+    hash::{BuildHasherDefault, Hasher},
+};
 
 use aws_lc_rs::digest;
 use rusqlite::{Connection, OptionalExtension as _, Row};
@@ -19,17 +22,32 @@ pub(super) fn fingerprint_in(row: &Row<'_>) -> rusqlite::Result<Fingerprint> {
     Ok(fingerprint(&String::from_utf8_lossy(row.get_ref(0)?.as_bytes()?)))
 }
 
+/// The hash of a fingerprint: its first bytes, because it is a hash already.
+#[derive(Default)]
+struct FirstBytes(u64);
+
+impl Hasher for FirstBytes {
+    fn write(&mut self, bytes: &[u8]) {
+        // The last write is that of the fingerprint.
+        self.0 = bytes.first_chunk().map_or(0, |first| u64::from_le_bytes(*first));
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 /// The last `capacity` fingerprints.
 #[derive(Debug)]
 pub(super) struct Window {
     capacity: usize,
-    known: HashSet<Fingerprint>,
+    known: HashSet<Fingerprint, BuildHasherDefault<FirstBytes>>,
     order: VecDeque<Fingerprint>,
 }
 
 impl Window {
     pub(super) fn new(capacity: usize) -> Self {
-        Self { capacity, known: HashSet::new(), order: VecDeque::new() }
+        Self { capacity, known: HashSet::default(), order: VecDeque::new() }
     }
 
     pub(super) fn contains(&self, fingerprint: &Fingerprint) -> bool {

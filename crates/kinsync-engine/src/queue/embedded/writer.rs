@@ -205,27 +205,34 @@ impl Writer {
         Ok(effects)
     }
 
-    fn apply(
+    fn apply<'a>(
         &mut self,
-        commands: &[Command],
+        commands: &'a [Command],
         acked: &[i64],
         has_reserve: bool,
         effects: &mut Effects,
     ) -> Result<(), Failure> {
-        self.file.sqlite().execute_batch("BEGIN IMMEDIATE")?;
+        self.file.sqlite().prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         if self.config.is_spool {
             self.window.remove_acked(self.file.sqlite(), acked)?;
         }
         rows::delete(self.file.sqlite(), acked)?;
         let first = self.next_id;
+        let mut new: Vec<(i64, &'a Entry)> = Vec::with_capacity(commands.len());
         for command in commands {
+            // Other commands may concern the entries before them.
+            if !matches!(command, Command::Enqueue { .. }) {
+                rows::insert(self.file.sqlite(), new.drain(..))?;
+            }
             let outcome = match command {
                 Command::Enqueue { .. } | Command::RetryDeadLetter { .. } | Command::Check { .. }
                     if !has_reserve =>
                 {
                     Outcome::Refused(self.no_room())
                 }
-                Command::Enqueue { entry, fingerprint, .. } => self.enqueue(entry, *fingerprint, effects)?,
+                Command::Enqueue { entry, fingerprint, .. } => {
+                    self.enqueue(entry, *fingerprint, effects, &mut new)
+                }
                 Command::DeadLetter { letters, .. } => self.set_aside(letters, effects)?,
                 Command::RetryDeadLetter { id, .. } => self.retry_dead_letter(*id, effects)?,
                 Command::DropDeadLetter { id, .. } => self.drop_dead_letter(*id, effects)?,
@@ -244,20 +251,24 @@ impl Writer {
             };
             effects.outcomes.push(outcome);
         }
+        rows::insert(self.file.sqlite(), new)?;
         self.save_window(first, &effects.hashes)?;
         self.bound_dead_letters(effects)?;
-        Ok(self.file.sqlite().execute_batch("COMMIT")?)
+        self.file.sqlite().prepare_cached("COMMIT")?.execute([])?;
+        Ok(())
     }
 
-    fn enqueue(
+    /// Adds the entry to those that are inserted, unless it is refused or a duplicate.
+    fn enqueue<'a>(
         &mut self,
-        entry: &Entry,
+        entry: &'a Entry,
         fingerprint: Fingerprint,
         effects: &mut Effects,
-    ) -> Result<Outcome, Failure> {
+        new: &mut Vec<(i64, &'a Entry)>,
+    ) -> Outcome {
         if self.window.contains(&fingerprint) {
             // The first one may be in this very transaction: both are answered after the commit.
-            return Ok(Outcome::Enqueued(Enqueued::Duplicate));
+            return Outcome::Enqueued(Enqueued::Duplicate);
         }
         let (depth, bytes) = {
             let state = self.shared.state();
@@ -266,18 +277,14 @@ impl Writer {
         // The second half is for deliveries: a sighting that is lost comes again with the next request.
         let share = if matches!(entry.payload, Payload::Sighting(_)) { 2 } else { 1 };
         if depth >= self.config.max_entries / share || bytes >= self.config.max_bytes / share {
-            return Ok(Outcome::Refused(Error::Full { depth, bytes }));
+            return Outcome::Refused(Error::Full { depth, bytes });
         }
-        self.insert(entry, fingerprint, effects)?;
-        Ok(Outcome::Enqueued(Enqueued::New))
+        new.push((self.register(entry, fingerprint, effects), entry));
+        Outcome::Enqueued(Enqueued::New)
     }
 
-    fn insert(
-        &mut self,
-        entry: &Entry,
-        fingerprint: Fingerprint,
-        effects: &mut Effects,
-    ) -> Result<(), Failure> {
+    /// Counts a new entry and remembers its event id. Returns its id.
+    fn register(&mut self, entry: &Entry, fingerprint: Fingerprint, effects: &mut Effects) -> i64 {
         let id = self.next_id;
         self.next_id += 1;
         if self.window.insert(fingerprint) {
@@ -288,7 +295,7 @@ impl Writer {
         effects.entries += 1;
         effects.bytes += rows::size(entry);
         effects.received_at = effects.received_at.or(Some(entry.received_at));
-        Ok(rows::insert(self.file.sqlite(), id, entry)?)
+        id
     }
 
     fn set_aside(&mut self, letters: &[(i64, String)], effects: &mut Effects) -> Result<Outcome, Failure> {
@@ -305,7 +312,8 @@ impl Writer {
         match dead_letters::take(self.file.sqlite(), id)? {
             Ok(entry) => {
                 effects.touches_dead_letters = true;
-                self.insert(&entry, window::fingerprint(&entry.event_id), effects)?;
+                let id = self.register(&entry, window::fingerprint(&entry.event_id), effects);
+                rows::insert(self.file.sqlite(), [(id, &entry)])?;
                 Ok(Outcome::Done)
             }
             Err(error) => Ok(Outcome::Refused(error)),
