@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderMap;
 use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderName};
 use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 
@@ -26,9 +26,9 @@ use crate::jwks::Jwks;
 use crate::secret;
 
 /// Header of the scheme [`Scheme::Hmac`].
-pub const SIGNATURE_HEADER: &str = "x-kinde-signature";
+pub static SIGNATURE_HEADER: HeaderName = HeaderName::from_static("x-kinde-signature");
 /// Signature header of the scheme [`Scheme::StandardWebhooks`].
-pub const STANDARD_SIGNATURE_HEADER: &str = "webhook-signature";
+pub static STANDARD_SIGNATURE_HEADER: HeaderName = HeaderName::from_static("webhook-signature");
 
 /// The accepted schemes. A scheme without keys or secrets is off.
 #[derive(Debug, Clone)]
@@ -178,9 +178,9 @@ fn non_empty<T: AsRef<[u8]>>(secret: T, scheme: Scheme, index: usize) -> Result<
 fn scheme_of(headers: &HeaderMap, body: &[u8]) -> Option<Scheme> {
     if is_jwt_content(headers) || jwt::is_compact_jws(body) {
         Some(Scheme::KindeJwt)
-    } else if headers.contains_key(SIGNATURE_HEADER) {
+    } else if headers.contains_key(&SIGNATURE_HEADER) {
         Some(Scheme::Hmac)
-    } else if headers.contains_key(STANDARD_SIGNATURE_HEADER) {
+    } else if headers.contains_key(&STANDARD_SIGNATURE_HEADER) {
         Some(Scheme::StandardWebhooks)
     } else {
         None

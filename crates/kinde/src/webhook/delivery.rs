@@ -174,7 +174,7 @@ impl Envelope {
     /// is not Kinde could otherwise take the id of a genuine event.
     pub(super) fn of(members: &Members<'_>) -> Self {
         let is_unique = !members.has_duplicates();
-        let is_usable = |id: &String| is_id(id) && !id.contains('\u{fffd}');
+        let is_usable = |id: &String| is_id(id) && (id.is_ascii() || !id.contains('\u{fffd}'));
         let id = |name| members.text(name).map(Cow::into_owned).filter(|id| is_unique && is_usable(id));
         Self {
             event_id: id("event_id"),

@@ -9,6 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{GeneralPurpose, STANDARD};
 use bytes::Bytes;
 use http::HeaderMap;
+use http::header::AsHeaderName;
 use jiff::{SignedDuration, Timestamp};
 
 use super::{Delivery, SIGNATURE_HEADER, STANDARD_SIGNATURE_HEADER, Scheme, VerificationError};
@@ -38,7 +39,7 @@ pub(super) fn verify_plain(
     if keys.is_empty() {
         return Err(VerificationError::SchemeNotConfigured { scheme });
     }
-    let value = single(headers, SIGNATURE_HEADER)?;
+    let value = single(headers, &SIGNATURE_HEADER)?;
     let tag = read_tag(value).ok_or(VerificationError::MalformedSignature {
         problem: "`x-kinde-signature` must be HMAC-SHA256 of the raw body, as 64 hex digits or base64, with or without the prefix `sha256=`",
     })?;
@@ -62,7 +63,7 @@ pub(super) fn verify_standard(
     }
     let id = single(headers, "webhook-id")?;
     let timestamp = single(headers, "webhook-timestamp")?;
-    let tags = read_tags(single(headers, STANDARD_SIGNATURE_HEADER)?)?;
+    let tags = read_tags(single(headers, &STANDARD_SIGNATURE_HEADER)?)?;
     if !is_id(id) {
         return Err(malformed("`webhook-id` must be 1 to 256 bytes without control characters"));
     }
@@ -81,7 +82,7 @@ pub(super) fn verify_standard(
 }
 
 /// The value of a header that must occur once: of two values it is open which one was signed.
-fn single<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<&'a str, VerificationError> {
+fn single(headers: &HeaderMap, name: impl AsHeaderName) -> Result<&str, VerificationError> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (Some(value), None) => value.to_str().map_err(|_| malformed("a signature header is not plain text")),

@@ -130,8 +130,8 @@ fn is_signed(headers: &HeaderMap) -> bool {
         let value = value.as_bytes().trim_ascii_start();
         value.get(..15).is_some_and(|essence| essence.eq_ignore_ascii_case(b"application/jwt"))
     };
-    headers.contains_key(SIGNATURE_HEADER)
-        || headers.contains_key(STANDARD_SIGNATURE_HEADER)
+    headers.contains_key(&SIGNATURE_HEADER)
+        || headers.contains_key(&STANDARD_SIGNATURE_HEADER)
         || headers.get_all(CONTENT_TYPE).iter().any(is_jwt)
 }
 
