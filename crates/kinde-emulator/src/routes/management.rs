@@ -19,6 +19,7 @@ use serde_json::Value;
 
 use super::oauth::bearer;
 use super::response::{ErrorResponse, RouteNotFound};
+use super::run;
 use crate::emulator::Emulator;
 
 /// The scope that a token needs, by method and path.
@@ -85,48 +86,63 @@ pub(crate) fn all_scopes() -> Vec<String> {
 
 pub(super) fn router(emulator: &Emulator) -> Router<Emulator> {
     Router::new()
-        .route("/api/v1/users", get(users::list))
+        .route("/api/v1/users", get(run(users::list)))
         .route(
             "/api/v1/user",
-            get(users::read).post(users::create).patch(users::update).delete(users::delete),
+            get(run(users::read))
+                .post(run(users::create))
+                .patch(run(users::update))
+                .delete(run(users::delete)),
         )
-        .route("/api/v1/properties", get(properties::definitions).post(properties::create))
-        .route("/api/v1/users/{id}/properties", get(properties::list).patch(properties::update))
-        .route("/api/v1/users/{id}/properties/{key}", put(properties::set))
-        .route("/api/v1/search/users", get(properties::search))
-        .route("/api/v1/organizations", get(organizations::list))
-        .route("/api/v1/organization", get(organizations::read).post(organizations::create))
-        .route("/api/v1/organization/{code}", patch(organizations::update).delete(organizations::delete))
+        .route("/api/v1/properties", get(run(properties::definitions)).post(run(properties::create)))
+        .route("/api/v1/users/{id}/properties", get(run(properties::list)).patch(run(properties::update)))
+        .route("/api/v1/users/{id}/properties/{key}", put(run(properties::set)))
+        .route("/api/v1/search/users", get(run(properties::search)))
+        .route("/api/v1/organizations", get(run(organizations::list)))
+        .route("/api/v1/organization", get(run(organizations::read)).post(run(organizations::create)))
+        .route(
+            "/api/v1/organization/{code}",
+            patch(run(organizations::update)).delete(run(organizations::delete)),
+        )
         .route(
             "/api/v1/organizations/{code}/users",
-            get(members::list).post(members::add).patch(members::update),
+            get(run(members::list)).post(run(members::add)).patch(run(members::update)),
         )
-        .route("/api/v1/organizations/{code}/users/{id}", delete(members::remove))
-        .route("/api/v1/organizations/{code}/users/{id}/roles", get(members::roles).post(members::add_role))
-        .route("/api/v1/organizations/{code}/users/{id}/roles/{role}", delete(members::remove_role))
+        .route("/api/v1/organizations/{code}/users/{id}", delete(run(members::remove)))
+        .route(
+            "/api/v1/organizations/{code}/users/{id}/roles",
+            get(run(members::roles)).post(run(members::add_role)),
+        )
+        .route("/api/v1/organizations/{code}/users/{id}/roles/{role}", delete(run(members::remove_role)))
         .route(
             "/api/v1/organizations/{code}/users/{id}/permissions",
-            get(members::permissions).post(members::add_permission),
+            get(run(members::permissions)).post(run(members::add_permission)),
         )
         .route(
             "/api/v1/organizations/{code}/users/{id}/permissions/{permission}",
-            delete(members::remove_permission),
+            delete(run(members::remove_permission)),
         )
-        .route("/api/v1/organizations/{code}/roles/{role}/users", get(roles::users_in_organization))
-        .route("/api/v1/roles", get(roles::list).post(roles::create))
-        .route("/api/v1/roles/{role}", get(roles::read).patch(roles::update).delete(roles::delete))
-        .route("/api/v1/roles/{role}/users", get(roles::users))
-        .route("/api/v1/roles/{role}/permissions", get(roles::permissions).patch(roles::set_permissions))
-        .route("/api/v1/roles/{role}/permissions/{permission}", delete(roles::remove_permission))
-        .route("/api/v1/permissions", get(roles::list_permissions).post(roles::create_permission))
+        .route("/api/v1/organizations/{code}/roles/{role}/users", get(run(roles::users_in_organization)))
+        .route("/api/v1/roles", get(run(roles::list)).post(run(roles::create)))
+        .route(
+            "/api/v1/roles/{role}",
+            get(run(roles::read)).patch(run(roles::update)).delete(run(roles::delete)),
+        )
+        .route("/api/v1/roles/{role}/users", get(run(roles::users)))
+        .route(
+            "/api/v1/roles/{role}/permissions",
+            get(run(roles::permissions)).patch(run(roles::set_permissions)),
+        )
+        .route("/api/v1/roles/{role}/permissions/{permission}", delete(run(roles::remove_permission)))
+        .route("/api/v1/permissions", get(run(roles::list_permissions)).post(run(roles::create_permission)))
         .route(
             "/api/v1/permissions/{permission}",
-            patch(roles::update_permission).delete(roles::delete_permission),
+            patch(run(roles::update_permission)).delete(run(roles::delete_permission)),
         )
-        .route("/api/v1/webhooks", get(webhooks::list).post(webhooks::create))
-        .route("/api/v1/webhooks/{id}", patch(webhooks::update).delete(webhooks::delete))
-        .route("/api/v1/event_types", get(webhooks::event_types))
-        .route("/api/v1/events/{id}", get(webhooks::event))
+        .route("/api/v1/webhooks", get(run(webhooks::list)).post(run(webhooks::create)))
+        .route("/api/v1/webhooks/{id}", patch(run(webhooks::update)).delete(run(webhooks::delete)))
+        .route("/api/v1/event_types", get(run(webhooks::event_types)))
+        .route("/api/v1/events/{id}", get(run(webhooks::event)))
         .route_layer(from_fn_with_state(emulator.clone(), authorize))
 }
 
