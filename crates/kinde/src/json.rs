@@ -88,13 +88,14 @@ pub(crate) fn map(bytes: &[u8]) -> Result<Map<String, Value>, Error> {
 
 /// Returns true for an identifier that can be stored and logged: 1 to 256 bytes without control characters.
 pub(crate) fn is_id(text: &str) -> bool {
+    if text.is_empty() || text.len() > MAX_ID_BYTES {
+        return false;
+    }
     // Nearly every identifier is ASCII, which needs no decoding.
-    let has_control = if text.is_ascii() {
-        text.bytes().any(|byte| byte.is_ascii_control())
-    } else {
-        text.chars().any(char::is_control)
-    };
-    !text.is_empty() && text.len() <= MAX_ID_BYTES && !has_control
+    if text.is_ascii() {
+        return !text.bytes().any(|byte| byte.is_ascii_control());
+    }
+    !text.chars().any(char::is_control)
 }
 
 /// The name between the back-ticks of a message.

@@ -341,3 +341,36 @@ fn later(after: Duration) -> Instant {
 fn dead_letter(id: &EntryId) -> Result<i64, Error> {
     state::number(id).ok_or_else(|| Error::NoSuchDeadLetter { id: id.clone() })
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use kinsync_core::Micros;
+
+    use super::*;
+    use crate::queue::Payload;
+
+    #[tokio::test]
+    async fn a_search_finds_the_entries_before_it_in_the_same_transaction() {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = EmbeddedQueue::open(dir.path(), Config::default(), Clock::system()).unwrap();
+        let ((stored, is_stored), (found, matched)) = (oneshot::channel(), oneshot::channel());
+        let payload = Payload::Sighting(Bytes::new());
+        let entry = Entry { event_id: "a".into(), received_at: Micros(1), payload };
+        let fingerprint = window::fingerprint(&entry.event_id);
+        let matcher = search::Shown(Arc::new(|_: &str, _: &[u8]| true));
+        let commands = [
+            Command::Acked,
+            Command::Enqueue { entry, fingerprint, reply: stored },
+            Command::Search { matcher, search: Search::Remove, reply: found },
+        ];
+        {
+            // The writer waits for the state, so at least the last two share a transaction.
+            let _held = queue.shared.state();
+            commands.into_iter().for_each(|command| queue.commands.try_send(command).unwrap());
+        }
+        assert!(matches!(is_stored.await, Ok(Ok(Enqueued::New))));
+        assert_eq!(matched.await.unwrap().unwrap().queued, 1);
+        assert_eq!(queue.stats().await.unwrap().depth, 0);
+    }
+}

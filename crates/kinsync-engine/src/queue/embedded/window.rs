@@ -101,7 +101,15 @@ impl Window {
 
 #[cfg(test)]
 mod tests {
+    use std::hash::BuildHasher as _;
+
     use super::*;
+
+    #[test]
+    fn fingerprints_have_different_hashes() {
+        let hash = |id| BuildHasherDefault::<FirstBytes>::default().hash_one(fingerprint(id));
+        assert_ne!(hash("a"), hash("b"));
+    }
 
     #[test]
     fn the_window_drops_the_oldest_and_what_was_not_kept() {
