@@ -367,7 +367,9 @@ mod tests {
         {
             // The writer waits for the state, so at least the last two share a transaction.
             let _held = queue.shared.state();
-            commands.into_iter().for_each(|command| queue.commands.try_send(command).unwrap());
+            for command in commands {
+                queue.commands.try_send(command).unwrap();
+            }
         }
         assert!(matches!(is_stored.await, Ok(Ok(Enqueued::New))));
         assert_eq!(matched.await.unwrap().unwrap().queued, 1);
