@@ -359,17 +359,18 @@ mod tests {
         let entry = Entry { event_id: "a".into(), received_at: Micros(1), payload };
         let fingerprint = window::fingerprint(&entry.event_id);
         let matcher = search::Shown(Arc::new(|_: &str, _: &[u8]| true));
-        let commands = [
-            Command::Acked,
-            Command::Enqueue { entry, fingerprint, reply: stored },
-            Command::Search { matcher, search: Search::Remove, reply: found },
-        ];
         {
-            // The writer waits for the state, so at least the last two share a transaction.
+            // The writer has taken the first command and waits for the state, so the others share a transaction.
             let _held = queue.shared.state();
-            for command in commands {
-                queue.commands.try_send(command).unwrap();
+            queue.commands.try_send(Command::Acked).unwrap();
+            while queue.commands.capacity() < queue.commands.max_capacity() {
+                std::thread::yield_now();
             }
+            queue.commands.try_send(Command::Enqueue { entry, fingerprint, reply: stored }).unwrap();
+            queue
+                .commands
+                .try_send(Command::Search { matcher, search: Search::Remove, reply: found })
+                .unwrap();
         }
         assert!(matches!(is_stored.await, Ok(Ok(Enqueued::New))));
         assert_eq!(matched.await.unwrap().unwrap().queued, 1);

@@ -24,10 +24,10 @@ pub(super) fn size_in_sql() -> String {
 }
 
 /// Inserts entries with their ids.
-pub(super) fn insert<'a>(
-    sqlite: &Connection,
-    entries: impl IntoIterator<Item = (i64, &'a Entry)>,
-) -> rusqlite::Result<()> {
+pub(super) fn insert(sqlite: &Connection, entries: &[(i64, &Entry)]) -> rusqlite::Result<()> {
+    if entries.is_empty() {
+        return Ok(());
+    }
     let mut insert = sqlite.prepare_cached("INSERT INTO entries VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?;
     for (id, entry) in entries {
         let Entry { event_id, received_at, payload } = entry;

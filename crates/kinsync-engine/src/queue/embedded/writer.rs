@@ -218,12 +218,9 @@ impl Writer {
         }
         rows::delete(self.file.sqlite(), acked)?;
         let first = self.next_id;
+        // Their rows are inserted together, at the end or before a command that reads rows.
         let mut new: Vec<(i64, &'a Entry)> = Vec::with_capacity(commands.len());
         for command in commands {
-            // Other commands may concern the entries before them.
-            if !matches!(command, Command::Enqueue { .. }) {
-                rows::insert(self.file.sqlite(), new.drain(..))?;
-            }
             let outcome = match command {
                 Command::Enqueue { .. } | Command::RetryDeadLetter { .. } | Command::Check { .. }
                     if !has_reserve =>
@@ -237,6 +234,8 @@ impl Writer {
                 Command::RetryDeadLetter { id, .. } => self.retry_dead_letter(*id, effects)?,
                 Command::DropDeadLetter { id, .. } => self.drop_dead_letter(*id, effects)?,
                 Command::Search { matcher, search, .. } => {
+                    rows::insert(self.file.sqlite(), &new)?;
+                    new.clear();
                     let found = search::run(self.file.sqlite(), &matcher.0, *search)?;
                     effects.touches_dead_letters |= *search == Search::Remove;
                     effects.erased.extend(found.removed);
@@ -251,7 +250,7 @@ impl Writer {
             };
             effects.outcomes.push(outcome);
         }
-        rows::insert(self.file.sqlite(), new)?;
+        rows::insert(self.file.sqlite(), &new)?;
         self.save_window(first, &effects.hashes)?;
         self.bound_dead_letters(effects)?;
         self.file.sqlite().prepare_cached("COMMIT")?.execute([])?;
@@ -313,7 +312,7 @@ impl Writer {
             Ok(entry) => {
                 effects.touches_dead_letters = true;
                 let id = self.register(&entry, window::fingerprint(&entry.event_id), effects);
-                rows::insert(self.file.sqlite(), [(id, &entry)])?;
+                rows::insert(self.file.sqlite(), &[(id, &entry)])?;
                 Ok(Outcome::Done)
             }
             Err(error) => Ok(Outcome::Refused(error)),
