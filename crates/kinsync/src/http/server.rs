@@ -203,9 +203,7 @@ async fn serve_http(
             .header_read_timeout(limits.head_deadline)
             .max_buf_size(MAX_HEAD_BYTES)
             .max_headers(MAX_HEADERS)
-            // A client that ends its side of the connection behind a request gets the response. Without this, hyper reads while a
-            // request is in progress, to notice the end, and needs a new buffer for it each time.
-            .half_close(true)
+            // Not `half_close`: a client that leaves during a request would keep its place until the response (RFC 9112, section 9.5).
             // Responses are short: copying one behind its head costs less than two writes.
             .writev(false)
             .serve_connection(TokioIo::new(Stall::new(stream, limits.write_stall)), service)
