@@ -99,7 +99,7 @@ pub(crate) fn router(emulator: Emulator) -> Router {
         .route("/applications", get(run(control::applications)).post(run(control::add_application)))
         .route("/tokens/access", post(run(control::access_token)))
         .route("/tokens/id", post(run(control::id_token)))
-        .route("/tokens/m2m", post(control::m2m_token))
+        .route("/tokens/m2m", post(run(control::m2m_token)))
         .route("/tokens/mint", post(run(control::mint)))
         .route("/deliveries", get(run(control::deliveries)))
         .layer(DefaultBodyLimit::max(MAX_IMPORT_BYTES));
