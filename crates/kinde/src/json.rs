@@ -17,6 +17,8 @@ const MAX_ID_BYTES: usize = 256;
 const DUPLICATE: &str = "duplicate member";
 /// Up to this number of members, comparing all pairs is faster than sorting.
 const FEW: usize = 24;
+/// Most payloads of events and tokens have no more outermost members.
+const USUAL: usize = 16;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -267,7 +269,7 @@ impl<'de> Visitor<'de> for JsonVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Json<'de>, A::Error> {
-        let members = all(&mut access)?;
+        let members = all(&mut access, 0)?;
         match duplicate(&members) {
             Some(name) => Err(de::Error::custom(format_args!("{DUPLICATE} `{name}`"))),
             None => Ok(Json::Object(Object(members))),
@@ -275,11 +277,12 @@ impl<'de> Visitor<'de> for JsonVisitor {
     }
 }
 
-/// Reads all members of a map.
+/// Reads all members of a map, with room for `usual` at first.
 fn all<'de, V: Deserialize<'de>, A: MapAccess<'de>>(
     access: &mut A,
+    usual: usize,
 ) -> Result<Vec<(Cow<'de, str>, V)>, A::Error> {
-    let mut members = Vec::new();
+    let mut members = Vec::with_capacity(usual);
     while let Some(Name(name)) = access.next_key()? {
         members.push((name, access.next_value()?));
     }
@@ -296,7 +299,7 @@ impl<'de> Visitor<'de> for MembersVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Members<'de>, A::Error> {
-        all(&mut access).map(Members)
+        all(&mut access, USUAL).map(Members)
     }
 }
 
@@ -352,6 +355,19 @@ mod tests {
         let text = r#"{"a":[null,true,-1,18446744073709551615,1.5,"x\u0000",{"b":{}}],"\u00e9":"plain"}"#;
         let expect = json!({"a": [null, true, -1, u64::MAX, 1.5, "x\0", {"b": {}}], "é": "plain"});
         assert_eq!(Value::Object(map(text.as_bytes()).unwrap()), expect);
+    }
+
+    #[test]
+    fn an_id_has_1_to_256_bytes_and_no_control_character() {
+        for id in ["k", "kp_1 2", "kp_é", &"k".repeat(MAX_ID_BYTES), &"é".repeat(MAX_ID_BYTES / 2)] {
+            assert!(is_id(id), "{id:?}");
+        }
+        for control in ['\0', '\t', '\n', '\u{1f}', '\u{7f}', '\u{80}', '\u{9f}'] {
+            assert!(!is_id(&format!("k{control}")) && !is_id(&format!("é{control}")), "{control:?}");
+        }
+        for id in [String::new(), "k".repeat(MAX_ID_BYTES + 1), "é".repeat(MAX_ID_BYTES / 2 + 1)] {
+            assert!(!is_id(&id), "{id:?}");
+        }
     }
 
     #[test]

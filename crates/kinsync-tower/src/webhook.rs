@@ -10,8 +10,8 @@ use std::{
     borrow::Cow,
     convert::Infallible,
     fmt,
-    future::Future,
-    pin::Pin,
+    future::{Future, ready},
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Method, Request, Response, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header, request::Parts};
 use http_body_util::Full;
 use kinde::webhook::{Delivery, Scheme, VerificationError, Verifier};
 use kinsync_core::Micros;
@@ -174,7 +174,12 @@ impl WebhookService {
         B: http_body::Body,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        self.0.answer(request).await
+        let (head, body) = request.into_parts();
+        if let Some(response) = self.0.refusal(&head) {
+            return response;
+        }
+        let Ok(response) = Arc::clone(&self.0).answer(head.headers, body).await;
+        response
     }
 
     /// Returns the state of this endpoint, for a health page.
@@ -198,19 +203,29 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let shared = Arc::clone(&self.0);
-        Box::pin(async move { Ok(shared.answer(request).await) })
+        // The future does not keep the whole head: a small one is allocated faster.
+        let (head, body) = request.into_parts();
+        if let Some(response) = self.0.refusal(&head) {
+            return Box::pin(ready(Ok(response)));
+        }
+        Box::pin(Arc::clone(&self.0).answer(head.headers, body))
     }
 }
 
 impl Shared {
-    async fn answer<B>(&self, request: Request<B>) -> Response<Body>
+    /// The response to a head that no delivery has.
+    fn refusal(&self, head: &Parts) -> Option<Response<Body>> {
+        check(head).err().map(|stop| self.stopped(stop))
+    }
+
+    async fn answer<B>(self: Arc<Self>, headers: HeaderMap, body: B) -> Result<Response<Body>, Infallible>
     where
         B: http_body::Body,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let (started, verified) = (Instant::now(), AtomicBool::new(false));
-        match timeout(self.config.deadline, self.accept(request, &verified)).await {
+        let (started, verified, body) = (Instant::now(), AtomicBool::new(false), pin!(body));
+        let accepted = self.accept(&headers, body, &verified);
+        Ok(match timeout(self.config.deadline, accepted).await {
             Ok(Ok(accepted)) => {
                 self.metrics.accepted_after(started.elapsed().as_secs_f64());
                 self.accepted(&accepted)
@@ -218,12 +233,17 @@ impl Shared {
             Ok(Err(stop)) => self.stopped(stop),
             Err(_) if verified.load(Relaxed) => self.stopped(Stop::VerifiedAtDeadline),
             Err(_) => self.stopped(Stop::UnverifiedAtDeadline),
-        }
+        })
     }
 
     /// Sets `verified` when the verification has succeeded. Cancel safe: at worst the delivery is stored and its sender,
     /// without a response, sends it again.
-    async fn accept<B>(&self, request: Request<B>, verified: &AtomicBool) -> Result<Accepted, Stop>
+    async fn accept<B>(
+        &self,
+        headers: &HeaderMap,
+        body: Pin<&mut B>,
+        verified: &AtomicBool,
+    ) -> Result<Accepted, Stop>
     where
         B: http_body::Body,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -231,11 +251,9 @@ impl Shared {
         // Exported only with an id: what cannot be verified belongs to no event.
         let span =
             tracing::trace_span!(target: trace::TARGET, trace::RECEIVE, event_id = Empty, outcome = Empty);
-        let (head, body) = request.into_parts();
-        check(&head)?;
-        let body = body::read(&head.headers, body, &self.config, &self.body_budget).await?;
+        let body = body::read(headers, body, &self.config, &self.body_budget).await?;
         let now = self.clock.now();
-        let verification = self.verifier.verify(&head.headers, body.bytes.clone(), timestamp(now));
+        let verification = self.verifier.verify(headers, body.bytes.clone(), timestamp(now));
         let delivery = verification.await.map_err(Stop::Verification)?;
         verified.store(true, Relaxed);
         let scheme = delivery.scheme();

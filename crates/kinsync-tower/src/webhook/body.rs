@@ -3,7 +3,7 @@
 //! A request without a signature header is refused as soon as its first bytes are not those of a JWT, because nothing
 //! that follows could make it a delivery.
 
-use std::pin::pin;
+use std::pin::Pin;
 
 use bytes::{Buf, Bytes};
 use http::{
@@ -30,10 +30,10 @@ pub(super) struct Buffered<'a> {
     _share: Option<SemaphorePermit<'a>>,
 }
 
-/// Reads the whole body. A body of one frame is not copied.
+/// Reads the whole body. It is copied, so that it does not keep the larger buffer of the connection while the queue has it.
 pub(super) async fn read<'a, B>(
     headers: &HeaderMap,
-    body: B,
+    body: Pin<&mut B>,
     config: &Config,
     budget: &'a Semaphore,
 ) -> Result<Buffered<'a>, Stop>
@@ -64,29 +64,21 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    async fn read<B>(mut self, body: B) -> Result<Buffered<'a>, Stop>
+    async fn read<B>(mut self, mut body: Pin<&mut B>) -> Result<Buffered<'a>, Stop>
     where
         B: http_body::Body,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let mut body = pin!(body);
         let broken = |_| Stop::Request(Unverified::Malformed, Problem::BodyBroken);
         while let Some(frame) = body.frame().await {
             let Ok(mut data) = frame.map_err(broken)?.into_data() else { continue };
-            if self.buffer.is_empty() && body.is_end_stream() {
-                return self.only_frame(data.copy_to_bytes(data.remaining()));
-            }
             self.append(&mut data)?;
+            // A whole body without a signature is refused by the verifier.
+            if !self.signed && !body.is_end_stream() && !may_begin_jwt(&self.buffer) {
+                return Err(Stop::Unsigned);
+            }
         }
         Ok(Buffered { bytes: self.buffer.into(), _share: self.share })
-    }
-
-    fn only_frame(self, bytes: Bytes) -> Result<Buffered<'a>, Stop> {
-        if bytes.len() > self.limit {
-            return Err(too_large(self.limit));
-        }
-        // Unsigned bodies are refused by the verifier: this one needs no more memory.
-        Ok(Buffered { bytes, _share: None })
     }
 
     fn append(&mut self, data: &mut impl Buf) -> Result<(), Stop> {
@@ -100,7 +92,7 @@ impl<'a> Reader<'a> {
             self.buffer.extend_from_slice(chunk);
             data.advance(chunk.len());
         }
-        if self.signed || may_begin_jwt(&self.buffer) { Ok(()) } else { Err(Stop::Unsigned) }
+        Ok(())
     }
 
     /// Grows the buffer to at least this length, if the budget has room for its capacity.
