@@ -253,17 +253,72 @@ async fn a_claim_that_may_not_run_one_of_its_commands_changes_nothing() {
             all.push(format!("{command} {id}"));
             queue.enqueue(entry(all.last().unwrap())).await.unwrap();
         }
-        assert!(redis.run(&format!("ACL SETUSER default -{command}")).starts_with("+OK"));
-        let refused = queue.claim(100, LEASE).await.unwrap_err();
-        assert!(
-            matches!(&refused, Error::Refused { hint, .. } if hint.contains("permissions")),
-            "{command}: {refused:?}"
-        );
-        assert!(redis.run(&format!("ACL SETUSER default +{command}")).starts_with("+OK"));
+        assert_refused(&redis, command, queue.claim(100, LEASE)).await;
         let claimed = claim(&queue, 100).await;
         assert_eq!(event_ids(&claimed), all, "{command}");
         queue.retry(&ids(&claimed), Duration::ZERO).await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_entry_is_refused_until_a_replica_has_it() {
+    let (redis, replica) = (TestRedis::start(DURABLE), TestRedis::start(DURABLE));
+    assert!(replica.run(&format!("REPLICAOF 127.0.0.1 {}", redis.port())).starts_with("+OK"));
+    let config = Config { replicas: 1, ..Config::new(redis.url().into()) };
+    let open = || RedisQueue::new(config.clone(), Clock::system()).unwrap();
+    until_accepted(&open(), "before").await;
+    replica.pause();
+    for _ in 0..2 {
+        // By a connection that has written nothing before.
+        assert!(matches!(
+            open().enqueue(entry("a")).await,
+            Err(Error::Refused { .. } | Error::Unavailable { .. })
+        ));
+    }
+    replica.resume();
+    until_accepted(&open(), "a").await;
+    assert_eq!(counts(&open()).await, (2, 0));
+}
+
+/// Expects that a call is refused while the user may not run this command.
+async fn assert_refused<T: std::fmt::Debug>(
+    redis: &TestRedis,
+    command: &str,
+    call: impl Future<Output = Result<T, Error>>,
+) {
+    assert!(redis.run(&format!("ACL SETUSER default -{command}")).starts_with("+OK"));
+    let refused = call.await.unwrap_err();
+    assert!(
+        matches!(&refused, Error::Refused { hint, .. } if hint.contains("permissions")),
+        "{command}: {refused:?}"
+    );
+    assert!(redis.run(&format!("ACL SETUSER default +{command}")).starts_with("+OK"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_may_not_run_one_of_its_commands_changes_nothing() {
+    let redis = TestRedis::start(DURABLE);
+    let queue = open(&redis, "kinsync");
+    let commands = ["xlen", "xadd", "zadd", "zmscore", "zcard", "zpopmin", "time"];
+    for (depth, command) in (1..).zip(commands) {
+        assert_refused(&redis, command, queue.enqueue(entry(command))).await;
+        assert_eq!(queue.enqueue(entry(command)).await.unwrap(), Enqueued::New, "{command}");
+        assert_eq!(counts(&queue).await, (depth, 0), "{command}");
+    }
+    let depth = commands.len() as u64;
+    let first = (ids(&claim(&queue, 1).await).remove(0), "why".to_owned());
+    for command in ["xrange", "xadd", "xack", "xdel", "xtrim", "xlen", "memory|usage"] {
+        assert_refused(&redis, command, queue.dead_letter(std::slice::from_ref(&first))).await;
+        assert_eq!(counts(&queue).await, (depth, 0), "{command}");
+    }
+    queue.dead_letter(&[first]).await.unwrap();
+    let dead = queue.dead_letters(None, 9).await.unwrap();
+    for command in ["xrange", "xadd", "xdel"] {
+        assert_refused(&redis, command, queue.retry_dead_letter(&dead[0].id)).await;
+        assert_eq!(counts(&queue).await, (depth - 1, 1), "{command}");
+    }
+    queue.retry_dead_letter(&dead[0].id).await.unwrap();
+    assert_eq!(counts(&queue).await, (depth, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,4 +1,6 @@
 -- Moves a dead letter back into the stream. KEYS: stream, dead letters. ARGV: id. Returns the number of moved letters.
+-- First, what has no effect: a user that may not run the last command would add the letter again and again.
+redis.call('XDEL', KEYS[2], '0-1')
 local found = redis.call('XRANGE', KEYS[2], ARGV[1], ARGV[1])
 if not found[1] then return 0 end
 local kept, fields = {}, found[1][2]
