@@ -40,7 +40,7 @@ pub(super) const KEY: Key =
 /// Maximum age of a backfill that can be resumed. After that its first comparisons are outdated.
 const RESUME_WITHIN: Duration = Duration::from_hours(12);
 /// Minimum users per batch, except for the last batch.
-const BATCH: usize = 1000;
+const BATCH: usize = 500;
 /// Batches in progress while the next page is fetched.
 const BATCHES_IN_PROGRESS: usize = 3;
 /// Number of canary users: listed users that single reads must find.
