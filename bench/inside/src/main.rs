@@ -24,7 +24,7 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 /// Kernel ticks per second in /proc.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// The allocator of the kinsync binary, with counters.
+/// The allocator of the system with counters; the binary of kinsync has another one.
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 

@@ -301,8 +301,8 @@ impl Shared {
         let now = self.clock.now();
         let oldest =
             now.0 / 1000 - i64::try_from(self.config.dead_letters.max_age.as_millis()).unwrap_or(i64::MAX);
-        let keys = [self.keys.stream.as_str(), self.keys.dead.as_str()];
-        let mut script = script(include_str!("redis/dead_letter.lua"), &keys);
+        let Keys { stream, seen, dead } = &self.keys;
+        let mut script = script(include_str!("redis/dead_letter.lua"), &[stream, dead, seen]);
         let DeadLetterBounds { max_count, max_bytes, .. } = self.config.dead_letters;
         script.arg(GROUP).arg(now.0).arg(max_count).arg(oldest.max(0)).arg(max_bytes);
         for (id, reason) in entries.iter().filter(|(id, _)| rows::is_valid(id)) {
@@ -466,8 +466,8 @@ impl Queue for RedisQueue {
 
     async fn retry_dead_letter(&self, id: &EntryId) -> Result<(), Error> {
         self.shared.open()?;
-        let keys = [self.shared.keys.stream.as_str(), self.shared.keys.dead.as_str()];
-        let mut script = script(include_str!("redis/retry_dead_letter.lua"), &keys);
+        let Keys { stream, seen, dead } = &self.shared.keys;
+        let mut script = script(include_str!("redis/retry_dead_letter.lua"), &[stream, dead, seen]);
         script.arg(id.as_str());
         let moved: u64 = if rows::is_valid(id) { self.shared.commands.run(&script).await? } else { 0 };
         if moved == 0 { Err(Error::NoSuchDeadLetter { id: id.clone() }) } else { Ok(()) }

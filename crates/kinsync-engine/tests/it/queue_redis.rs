@@ -147,7 +147,18 @@ async fn an_entry_is_refused_without_the_required_replicas_and_without_memory() 
         }
     };
     assert!(refused.to_string().contains("maxmemory"), "{refused}");
-    assert!(!claim(&queue, 10_000).await.is_empty(), "what was accepted can be processed");
+    let claimed = ids(&claim(&queue, 10_000).await);
+    assert!(!claimed.is_empty(), "what was accepted can be processed");
+    let (before, first) = (counts(&queue).await, (claimed[0].clone(), "why".to_owned()));
+    let refused = queue.dead_letter(std::slice::from_ref(&first)).await.unwrap_err();
+    assert!(refused.to_string().contains("maxmemory"), "{refused}");
+    assert!(redis.run("CONFIG SET maxmemory 0").starts_with("+OK"));
+    queue.dead_letter(&[first]).await.unwrap();
+    let dead = queue.dead_letters(None, 9).await.unwrap();
+    assert!(redis.run("CONFIG SET maxmemory 2mb").starts_with("+OK"));
+    let refused = queue.retry_dead_letter(&dead[0].id).await.unwrap_err();
+    assert!(refused.to_string().contains("maxmemory"), "{refused}");
+    assert_eq!(counts(&queue).await, (before.0 - 1, before.1 + 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

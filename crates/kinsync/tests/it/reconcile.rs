@@ -163,10 +163,10 @@ async fn a_backfill_killed_twenty_times_has_the_result_of_an_undisturbed_one() {
     let (there, here) = (undisturbed.documents().await, environment.documents().await);
     assert_eq!(here.len(), there.len());
     assert!(here == there, "the result equals the undisturbed one");
-    // A page that was written and recorded is not fetched again; the pages in progress at the kill are: four batches of ten
+    // A page that was written and recorded is not fetched again; the pages in progress at the kill are: four batches of five
     // pages, and the page in flight.
     let fetched = environment.kinde.requests("users");
-    assert!(fetched <= USERS / 100 + (killed + 1) * 41, "{fetched} pages with {killed} kills");
+    assert!(fetched <= USERS / 100 + (killed + 1) * 21, "{fetched} pages with {killed} kills");
     assert!(killed > 3, "it was killed {killed} times, in the middle of the work");
 }
 

@@ -1,8 +1,10 @@
--- Moves entries to the dead letters. KEYS: stream, dead letters. ARGV: group, time, bound of their number, oldest id that stays,
+-- Moves entries to the dead letters. KEYS: stream, dead letters, seen ids. ARGV: group, time, bound of their number, oldest id that stays,
 -- bound of their memory, then id and reason for each entry. Returns how many the bounds removed.
 local stream, dead, group = KEYS[1], KEYS[2], ARGV[1]
 -- First, what has no effect, with each command that follows the first write: what a script has done before one that the user may not run
 -- stays done, and the letters would be moved again and again.
+-- ZADD is one that a server without memory refuses: after XACK, which it carries out, it would refuse none.
+redis.call('ZADD', KEYS[3], 'XX', 0, '')
 redis.call('XACK', stream, group, '0-1')
 redis.call('XDEL', stream, '0-1')
 redis.call('XTRIM', dead, 'MINID', '0-1')
