@@ -255,13 +255,16 @@ async fn large_bodies_share_a_budget_and_small_deliveries_do_not_need_it() {
     let (head, _) = bench.send(half(60 * 1024)).await;
     assert_eq!(head.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(head.headers()[header::CONNECTION], "close");
+    let (large, signature) = large_delivery();
+    let whole = || signed_as(&signature).body(Full::<Bytes>::from(large.clone())).unwrap();
+    assert_eq!(bench.send(whole()).await.0.status(), StatusCode::SERVICE_UNAVAILABLE, "also in one piece");
     let (head, _) = bench.send(signed(BODY)).await;
     assert_eq!(head.status(), StatusCode::OK, "a usual delivery is accepted meanwhile");
     assert_eq!(bench.service.activity().unavailable_since(), None);
     drop(filler);
-    let (large, signature) = large_delivery();
+    assert_eq!(bench.send(whole()).await.0.status(), StatusCode::OK, "the budget is free again");
     let (head, _) = bench.send(signed_as(&signature).body(in_pieces(&large)).unwrap()).await;
-    assert_eq!(head.status(), StatusCode::OK, "the budget is free again");
+    assert_eq!(head.status(), StatusCode::OK, "also for one in pieces");
 }
 
 #[tokio::test]
