@@ -17,7 +17,7 @@ const MAX_ID_BYTES: usize = 256;
 const DUPLICATE: &str = "duplicate member";
 /// Up to this number of members, comparing all pairs is faster than sorting.
 const FEW: usize = 24;
-/// Most payloads of events and tokens have no more outermost members.
+/// Room for outermost members at first; an event of Kinde has fewer.
 const USUAL: usize = 16;
 
 #[derive(Debug, thiserror::Error)]
