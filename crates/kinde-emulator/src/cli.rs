@@ -9,6 +9,7 @@ mod serve;
 use std::io::Write as _;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tracing_subscriber::filter::Targets;
 use url::Url;
 
 /// Run a local Kinde for development and tests: keys, tokens, users, signed webhooks with Kinde's retry schedule, and
@@ -23,6 +24,16 @@ pub(crate) struct Cli {
     /// Print JSON.
     #[arg(long, global = true)]
     json: bool,
+    /// Levels of the log by target, such as `info,kinde_emulator=debug`, which logs each delivery.
+    #[arg(
+        long,
+        env = "RUST_LOG",
+        hide_env_values = true,
+        value_name = "FILTER",
+        default_value = "info",
+        global = true
+    )]
+    pub(crate) log: Targets,
 }
 
 const AFTER_HELP: &str = "\
@@ -39,7 +50,7 @@ Control it from another terminal:
   kinde-emulator keys rotate --drop
   kinde-emulator stats
 
-Logs go to stderr. RUST_LOG=kinde_emulator=debug logs each delivery.";
+Logs go to stderr.";
 
 #[derive(Debug, Subcommand)]
 enum Command {

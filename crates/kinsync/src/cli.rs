@@ -82,7 +82,7 @@ enum Command {
     Serve(serve::Args),
     /// Try kinsync with a local Kinde and generated users; needs no settings
     #[cfg(feature = "dev")]
-    Dev(dev::Args),
+    Dev(Box<dev::Args>),
     /// Load every user of a Kinde tenant into the store
     Backfill(backfill::Args),
     /// Compare every user at Kinde with the store and repair the differences
@@ -143,7 +143,7 @@ pub fn run() -> ExitCode {
     let exit = match Cli::parse().command {
         Command::Serve(args) => serve::run(args),
         #[cfg(feature = "dev")]
-        Command::Dev(args) => dev::run(args),
+        Command::Dev(args) => dev::run(*args),
         Command::Backfill(args) => backfill::run(args),
         Command::Reconcile(args) => reconcile::run(args),
         Command::Runs(command) => runs::run(command),

@@ -27,6 +27,7 @@ use kinsync_engine::{
 };
 use kinsync_tower::authenticator::{RefusedUsers, UnknownRoles};
 use secrecy::SecretString;
+use tracing_subscriber::filter::Targets;
 use url::Url;
 
 use crate::http::network::Network;
@@ -285,8 +286,8 @@ impl Scope {
 /// Logging.
 #[derive(Clone, Debug, Default)]
 pub struct Log {
-    /// In the syntax of `tracing_subscriber::EnvFilter`.
-    pub filter: String,
+    /// The levels by target: nothing is logged by default.
+    pub filter: Targets,
     /// `None`: text on a terminal, else JSON.
     pub format: Option<LogFormat>,
     /// Base URL of an OTLP collector; `None`: nothing is exported.

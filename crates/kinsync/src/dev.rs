@@ -31,6 +31,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing_subscriber::filter::Targets;
 
 pub use self::{activity::Faults, output::Style};
 use self::{output::Output, sampler::Sampler, screen::Input, snapshot::Snapshot, start::Started};
@@ -67,7 +68,7 @@ pub struct Options {
     /// How to show the run.
     pub style: Style,
     /// Log filter; `None` is the default of the style.
-    pub log: Option<String>,
+    pub log: Option<Targets>,
 }
 
 /// When a run ends.

@@ -6,9 +6,7 @@ mod otlp;
 
 use std::io::{self, IsTerminal};
 
-use tracing_subscriber::{
-    EnvFilter, Layer, Registry, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
-};
+use tracing_subscriber::{Layer, Registry, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use crate::config::{self, LogFormat};
 
@@ -49,7 +47,7 @@ pub fn start(config: &config::Log) -> anyhow::Result<Traces> {
 }
 
 fn lines(config: &config::Log) -> Box<dyn Layer<Registry> + Send + Sync> {
-    let filter = EnvFilter::try_new(&config.filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = config.filter.clone();
     let terminal = io::stderr().is_terminal();
     match config.format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json }) {
         LogFormat::Text => {

@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
+use tracing_subscriber::filter::Targets;
+
 use super::{exit::Exit, runtime::block_on_all};
 use crate::{
     config::value,
@@ -60,7 +62,7 @@ pub(super) struct Args {
     /// Log filter; the live view logs to `kinsync.log` in the data folder, the others to stderr [default: info in the
     /// live view, else error]
     #[arg(long, value_name = "FILTER", value_parser = value::log_filter)]
-    log: Option<String>,
+    log: Option<Targets>,
 }
 
 fn rate(text: &str) -> Result<f64, String> {

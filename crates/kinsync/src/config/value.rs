@@ -14,6 +14,7 @@ use kinsync_engine::{
 };
 use kinsync_tower::authenticator::{RefusedUsers, UnknownRoles};
 use secrecy::SecretString;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use url::Url;
 
 pub use self::queue::{queue_kind, queue_prefix, roles};
@@ -337,11 +338,11 @@ pub fn log_format(text: &str) -> Result<LogFormat> {
 }
 
 /// A filter such as `info` or `info,kinsync_engine=debug`.
-pub fn log_filter(text: &str) -> Result<String> {
-    match tracing_subscriber::EnvFilter::try_new(text) {
-        Ok(_) => Ok(text.into()),
-        Err(_) => Err("is not a log filter".into()),
-    }
+///
+/// Targets without a level of their own log errors, so that `kinsync_engine=debug` hides none.
+pub fn log_filter(text: &str) -> Result<Targets> {
+    let filter: Targets = text.parse().map_err(|_| "is not a log filter")?;
+    Ok(if filter.default_level().is_some() { filter } else { filter.with_default(LevelFilter::ERROR) })
 }
 
 #[cfg(test)]
@@ -353,6 +354,21 @@ mod tests {
     use super::*;
     #[cfg(all(feature = "rabbitmq", feature = "redis"))]
     use crate::config::QueueKind;
+
+    #[test]
+    fn a_log_filter_has_levels_by_target() {
+        use tracing::Level;
+
+        let engine = log_filter("kinsync_engine=debug").unwrap();
+        assert!(engine.would_enable("kinsync_engine::queue", &Level::DEBUG));
+        assert!(
+            engine.would_enable("mongodb", &Level::ERROR) && !engine.would_enable("mongodb", &Level::WARN)
+        );
+        let quiet = log_filter("off,kinsync_engine=debug").unwrap();
+        assert!(!quiet.would_enable("mongodb", &Level::ERROR));
+        assert!(log_filter("INFO").unwrap().would_enable("mongodb", &Level::INFO));
+        log_filter("info,kinsync=loud").unwrap_err();
+    }
 
     #[test]
     fn sizes_have_binary_units() {

@@ -12,6 +12,13 @@ use anyhow::{Context as _, Result, ensure};
 use kinde_emulator::{Emulator, WebhookSpec};
 use kinsync_engine::internal::random;
 use tempfile::TempDir;
+use tracing_subscriber::{
+    Layer as _,
+    filter::{LevelFilter, Targets},
+    fmt,
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 use url::Url;
 
 use super::{Options, hints::Addresses, output::Style, view::Title};
@@ -100,18 +107,19 @@ fn folder(options: &Options) -> Result<Folder> {
 
 /// Logs to a file while the live view uses the terminal, else to stderr.
 fn start_log(options: &Options, folder: &Path) -> Result<()> {
-    let filter = |default: &str| options.log.clone().unwrap_or_else(|| default.to_owned());
+    let filter =
+        |default: LevelFilter| options.log.clone().unwrap_or_else(|| Targets::new().with_default(default));
     if options.style != Style::Live {
         // Without an endpoint nothing is exported.
-        drop(log::start(&crate::config::Log { filter: filter("error"), ..Default::default() })?);
+        drop(log::start(&crate::config::Log { filter: filter(LevelFilter::ERROR), ..Default::default() })?);
         return Ok(());
     }
-    let filter = tracing_subscriber::EnvFilter::try_new(filter("info")).context("cannot read --log")?;
     let path = folder.join("kinsync.log");
     let file = fs::File::create(&path).with_context(|| format!("cannot write `{}`", path.display()))?;
     let writer = std::sync::Mutex::new(file);
     // A second run in one process keeps the log of the first.
-    _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(writer).try_init();
+    let lines = fmt::layer().with_ansi(false).with_writer(writer).with_filter(filter(LevelFilter::INFO));
+    _ = tracing_subscriber::registry().with(lines).try_init();
     Ok(())
 }
 
