@@ -2,10 +2,13 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, OnceLock, atomic::AtomicBool},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicI64},
+    },
 };
 
-use kinsync_core::{Micros, UserDocument, UserState};
+use kinsync_core::{UserDocument, UserState};
 use kinsync_engine::internal::known_users::KnownUser;
 
 use crate::document::Json;
@@ -18,8 +21,9 @@ pub(crate) struct CachedUser {
     pub(crate) permissions_of_roles: BTreeMap<String, Vec<String>>,
     /// Serialized on first use.
     json: OnceLock<Json>,
-    /// A copy, so that a usual request does not touch the document.
-    pub(super) last_seen_at: Option<Micros>,
+    /// `lastSeenAt` as loaded, or as it will be written, in microseconds; `i64::MIN` if it is absent. Beside the document, so that a usual
+    /// request touches neither that nor the pending writes.
+    pub(super) seen_at: AtomicI64,
     /// `deleted` or `suspended`: the reason to reject requests.
     pub(super) refused: Option<&'static str>,
     /// Whether Kinde's profile endpoint has more to say: only tokens and sign-ins are known of the user, or another user
@@ -41,14 +45,14 @@ impl CachedUser {
         };
         let has_open_conflict = document.email_conflict.is_some() && !row.state.has_verified_email();
         let is_unconfirmed = row.state.has_no_kinde_fields() || has_open_conflict;
-        let (last_seen_at, json) = (document.last_seen_at, OnceLock::new());
+        let seen_at = AtomicI64::new(document.last_seen_at.map_or(i64::MIN, |at| at.0));
         let is_document_refused = *is_document_refused && refused.is_none();
         let permissions_of_roles = permissions_of_roles(&row.state, &document);
         Arc::new(Self {
             document,
             permissions_of_roles,
-            json,
-            last_seen_at,
+            json: OnceLock::new(),
+            seen_at,
             refused,
             is_unconfirmed,
             is_document_refused,

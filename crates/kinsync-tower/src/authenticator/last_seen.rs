@@ -4,7 +4,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -40,20 +40,23 @@ impl LastSeenWriter {
         Self { store, clock, resolution, interval, max_pending, pending: Mutex::default() }
     }
 
-    /// Records that the user made a request, if the stored value is older than the resolution.
+    /// Records that the user made a request, if the last record of one is older than the resolution.
     pub(super) fn record(&self, user: &CachedUser, at: Micros) {
-        let is_due = user.last_seen_at.is_none_or(|last| at.0.saturating_sub(last.0) >= self.resolution);
-        if is_due {
-            self.add(user.document.kinde_id.clone(), at);
+        let is_due = at.0.saturating_sub(user.seen_at.load(Relaxed)) >= self.resolution;
+        if is_due && self.add(user.document.kinde_id.clone(), at) {
+            user.seen_at.store(at.0, Relaxed);
         }
     }
 
-    fn add(&self, user: UserId, at: Micros) {
+    /// Returns false if too many are pending.
+    fn add(&self, user: UserId, at: Micros) -> bool {
         let mut pending = self.pending();
-        if pending.len() < self.max_pending || pending.contains_key(&user) {
+        let has_room = pending.len() < self.max_pending || pending.contains_key(&user);
+        if has_room {
             let last = pending.entry(user).or_insert(at);
             *last = at.max(*last);
         }
+        has_room
     }
 
     /// Writes at each interval until the token is cancelled, and once after that.
@@ -70,7 +73,8 @@ impl LastSeenWriter {
             if let Err(error) = self.write(batch).await {
                 tracing::warn!(error, "`lastSeenAt` could not be written; the next interval tries again");
                 for (user, at) in &taken[n * BATCH..] {
-                    self.add(user.clone(), *at);
+                    // Without room a later request records the user again.
+                    let _ = self.add(user.clone(), *at);
                 }
                 return;
             }
@@ -93,5 +97,38 @@ impl LastSeenWriter {
 
     fn pending(&self) -> MutexGuard<'_, HashMap<UserId, Micros>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kinsync_engine::internal::{
+        known_users::KnownUser,
+        store::{Row, embedded::EmbeddedStore},
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_user_is_recorded_once_in_the_resolution() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(EmbeddedStore::open(folder.path()).unwrap());
+        let config = Config { cached_users: 1, ..Config::default() };
+        let writer = LastSeenWriter::new(store, Clock::system(), &config);
+        let user = |id| {
+            let row = Row::unknown(UserId::parse(id).unwrap());
+            CachedUser::of(&KnownUser { row, is_document_refused: false })
+        };
+        let taken = || std::mem::take(&mut *writer.pending()).into_values().collect::<Vec<_>>();
+        let (ada, grace) = (user("kp_ada"), user("kp_grace"));
+        writer.record(&ada, Micros(1_000_000));
+        writer.record(&grace, Micros(2_000_000));
+        assert_eq!(taken(), [Micros(1_000_000)], "there is room for one");
+        writer.record(&ada, Micros(60_999_999));
+        assert_eq!(taken(), []);
+        writer.record(&ada, Micros(61_000_000));
+        assert_eq!(taken(), [Micros(61_000_000)]);
+        writer.record(&grace, Micros(2_000_001));
+        assert_eq!(taken(), [Micros(2_000_001)], "a user without room is recorded by the next request");
     }
 }
