@@ -17,7 +17,7 @@ use crate::{
     directory,
     refused_users::{self, RefusedUser},
     spread,
-    store::{Error, Row, Store},
+    store::{Digest, Error, Reloaded, Row, Store},
 };
 
 /// How long the answer that there is nothing to join is used.
@@ -56,17 +56,45 @@ impl KnownUsers {
     /// # Errors
     /// Fails when the store fails, or when a newer kinsync wrote a record.
     pub async fn load(&self, store: &dyn Store, ids: &[UserId]) -> Result<Vec<Option<KnownUser>>, Error> {
-        // Before the rows: in the other order, what is written to the rows and done with in between would be in neither.
-        let refused = self.refused(store, ids);
-        let (mut refused, is_spreading) =
-            tokio::try_join!(refused, self.no_spread.or_some(spread::is_any(store)))?;
-        let rows = store.load(ids).await?;
-        let known = ids.iter().zip(rows).map(|(id, row)| KnownUser::of(id, row, refused.remove(id)));
-        let mut known: Vec<Option<KnownUser>> = known.collect();
-        if is_spreading {
-            join_directory(store, &mut known).await?;
+        let beside = self.beside_rows(store, ids).await?;
+        beside.load(store, ids).await
+    }
+
+    /// Returns these users, each given once, in the same order, except those that still have the digest of their last load. A user whose row
+    /// is joined with something has no digest.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub async fn reload(
+        &self,
+        store: &dyn Store,
+        users: &[(UserId, Option<Digest>)],
+    ) -> Result<Vec<Reloaded<KnownUser>>, Error> {
+        let ids: Vec<UserId> = users.iter().map(|(id, _)| id.clone()).collect();
+        let beside = self.beside_rows(store, &ids).await?;
+        if beside.is_spreading || !beside.refused.is_empty() {
+            let known = beside.load(store, &ids).await?.into_iter();
+            return Ok(known
+                .map(|user| user.map_or(Reloaded::Absent, |user| Reloaded::Loaded(user, None)))
+                .collect());
         }
-        Ok(known)
+        let known = store.reload(users).await?.into_iter().map(|found| match found {
+            Reloaded::Absent => Reloaded::Absent,
+            Reloaded::Unchanged => Reloaded::Unchanged,
+            Reloaded::Loaded(row, digest) => {
+                Reloaded::Loaded(KnownUser { row, is_document_refused: false }, digest)
+            }
+        });
+        Ok(known.collect())
+    }
+
+    /// Reads what the rows of these users may not show yet. Before the rows: in the other order, what is written to the rows and
+    /// done with in between would be in neither.
+    async fn beside_rows(&self, store: &dyn Store, ids: &[UserId]) -> Result<BesideRows, Error> {
+        let refused = self.refused(store, ids);
+        let (refused, is_spreading) =
+            tokio::try_join!(refused, self.no_spread.or_some(spread::is_any(store)))?;
+        Ok(BesideRows { refused, is_spreading })
     }
 
     /// Reads the records at the next load, because a user was refused.
@@ -85,6 +113,27 @@ impl KnownUsers {
         }
         let refused = refused_users::of(store, ids).await?;
         Ok(ids.iter().cloned().zip(refused).filter_map(|(id, user)| Some((id, user?))).collect())
+    }
+}
+
+/// What the rows of users may not show yet.
+struct BesideRows {
+    /// The records of these users.
+    refused: HashMap<UserId, RefusedUser>,
+    /// Whether a changed organization, role or permission is still being written to rows.
+    is_spreading: bool,
+}
+
+impl BesideRows {
+    /// Loads the rows and joins both.
+    async fn load(mut self, store: &dyn Store, ids: &[UserId]) -> Result<Vec<Option<KnownUser>>, Error> {
+        let rows = store.load(ids).await?;
+        let known = ids.iter().zip(rows).map(|(id, row)| KnownUser::of(id, row, self.refused.remove(id)));
+        let mut known: Vec<Option<KnownUser>> = known.collect();
+        if self.is_spreading {
+            join_directory(store, &mut known).await?;
+        }
+        Ok(known)
     }
 }
 

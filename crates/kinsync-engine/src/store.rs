@@ -18,6 +18,7 @@ pub mod mongo;
 mod old_entries;
 mod open;
 mod page;
+mod reload;
 mod row;
 mod stored_document;
 mod user_entries;
@@ -32,6 +33,7 @@ pub use self::{
     old_entries::{Kinds, OldEntries, OldEntry},
     open::{Location, OpenedStore, open},
     page::Page,
+    reload::{Digest, Reloaded},
     row::Row,
     stored_document::{RefusedKeys, StoredDocument},
     user_entries::{DamagedEntry, UserEntries},
@@ -160,6 +162,14 @@ impl Error {
 pub trait Store: fmt::Debug + Send + Sync {
     /// Loads the rows of these users, in the same order; `None` for users that are not stored.
     async fn load(&self, ids: &[UserId]) -> Result<Vec<Option<Row>>, Error>;
+
+    /// Loads the rows of these users, each given once, in the same order, except of a user that still has the given digest: decoding takes
+    /// most of the time of a load. By default no user has a digest.
+    async fn reload(&self, users: &[(UserId, Option<Digest>)]) -> Result<Vec<Reloaded<Row>>, Error> {
+        let ids: Vec<UserId> = users.iter().map(|(id, _)| id.clone()).collect();
+        let rows = self.load(&ids).await?.into_iter();
+        Ok(rows.map(|row| row.map_or(Reloaded::Absent, |row| Reloaded::Loaded(row, None))).collect())
+    }
 
     /// Loads rows to be written, in the same order: a row of revision 0 for a user that is not stored, with what is known of
     /// the user nevertheless.

@@ -11,6 +11,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    hash::RandomState,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -33,8 +34,8 @@ pub use self::link::{LinkByEmail, UnlinkedDocument};
 pub use self::privileges::Forbidden;
 use self::{call::Calls, derived::DerivedCollection, examine::LastBuild, keys::Keys, mappings::Mappings};
 use super::{
-    Counts, Error, EventFilter, Holder, LogEntry, OldEntries, OldEntry, Outcome, Page, Row, Saved, Store,
-    StoreProblem, UserEntries, UserFilter, timed,
+    Counts, Digest, Error, EventFilter, Holder, LogEntry, OldEntries, OldEntry, Outcome, Page, Reloaded, Row,
+    Saved, Store, StoreProblem, UserEntries, UserFilter, timed,
 };
 
 mod call;
@@ -140,6 +141,8 @@ struct Inner {
     users: Collection<RawDocumentBuf>,
     events: Collection<RawDocumentBuf>,
     state: Collection<RawDocumentBuf>,
+    /// Computes digests of documents.
+    hasher: RandomState,
     /// The collections of organizations, roles and memberships.
     derived: Vec<DerivedCollection>,
     /// The mapping of the settings.
@@ -166,6 +169,10 @@ struct Inner {
 impl Store for MongoStore {
     async fn load(&self, ids: &[UserId]) -> Result<Vec<Option<Row>>, Error> {
         timed("mongo", "load", self.inner()?.load(ids)).await
+    }
+
+    async fn reload(&self, users: &[(UserId, Option<Digest>)]) -> Result<Vec<Reloaded<Row>>, Error> {
+        timed("mongo", "load", self.inner()?.reload(users)).await
     }
 
     async fn load_to_write(&self, ids: &[UserId]) -> Result<Vec<Row>, Error> {

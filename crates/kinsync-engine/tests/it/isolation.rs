@@ -9,9 +9,7 @@ use kinsync_engine::{
     Engine,
     internal::{
         apply::{apply, apply_refused, apply_refused_keys},
-        breaker,
-        known_users::KnownUsers,
-        projector,
+        breaker, projector,
         queue::{Entry, Queue},
         refused_users,
         store::{RefusedKeys, Row, Store, embedded::EmbeddedStore, mongo},
@@ -22,6 +20,7 @@ use tokio::time::Instant;
 
 use crate::{
     pipeline::event_entry,
+    requests::Requests,
     store_mongo::{prepared, store, users},
     store_rows::{get, id, put, row, with},
 };
@@ -291,8 +290,7 @@ fn with_email(user: &str) -> Entry {
 
 /// How the request path sees a user.
 async fn seen(store: &dyn Store, user: &str) -> kinsync_core::UserDocument {
-    let known = KnownUsers::default().load(store, &[id(user)]).await.unwrap();
-    known.into_iter().flatten().next().unwrap().row.document()
+    Requests::default().document(store, user).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

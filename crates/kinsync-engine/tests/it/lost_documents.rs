@@ -3,10 +3,11 @@
 
 use bson::{Bson, Document, doc};
 use kinsync_core::{Field, Micros, Observation, Profile, UserDocument, What};
-use kinsync_engine::internal::{known_users::KnownUsers, store::mongo::MongoStore};
+use kinsync_engine::internal::store::{Reloaded, Store as _, mongo::MongoStore};
 
 use crate::{
     own_keys::{document, event, observe, profile},
+    requests::Requests,
     store_mongo::{store, users},
     store_rows::{get, id, put, tombstone},
 };
@@ -18,7 +19,7 @@ fn suspended(at: i64, is_suspended: bool) -> Observation {
 /// The user as the next request finds it.
 async fn on_request(store: &MongoStore) -> UserDocument {
     observe(store, [Observation { what: What::Seen(Micros(9)), ..event("kp_ada", 9, Profile::new()) }]).await;
-    KnownUsers::default().load(store, &[id("kp_ada")]).await.unwrap().pop().unwrap().unwrap().row.document()
+    Requests::default().document(store, "kp_ada").await.unwrap()
 }
 
 #[tokio::test]
@@ -117,4 +118,34 @@ fn as_node_writes(doc: &mut Document) {
             _ => {}
         }
     }
+}
+
+#[tokio::test]
+async fn a_reload_decodes_a_document_only_if_it_has_changed() {
+    let store = store().await;
+    let reload = async |digest| {
+        let mut found = store.reload(&[(id("kp_ada"), digest), (id("kp_bob"), None)]).await.unwrap();
+        assert!(matches!(found.pop(), Some(Reloaded::Absent)));
+        found.pop().unwrap()
+    };
+    let changed = async |digest| {
+        let Reloaded::Loaded(row, digest) = reload(digest).await else { panic!("unchanged") };
+        assert_eq!(Some(&row), get(&store, "kp_ada").await.as_ref());
+        (row.document(), digest)
+    };
+    let name = |at, name| event("kp_ada", at, Profile::new().with(Field::FirstName, name));
+    observe(&store, [name(1, "Ada")]).await;
+    let (_, first) = changed(None).await;
+    assert!(matches!(reload(first).await, Reloaded::Unchanged));
+    users(&store).update_one(doc! {}, doc! { "$set": { "plan": "pro" } }).await.unwrap();
+    assert!(matches!(reload(first).await, Reloaded::Unchanged), "kinsync does not read this key");
+    observe(&store, [name(2, "Grace")]).await;
+    let (user, second) = changed(first).await;
+    assert_eq!(user.first_name.as_deref(), Some("Grace"));
+    assert!(matches!(reload(second).await, Reloaded::Unchanged));
+    users(&store).update_one(doc! {}, doc! { "$set": { "firstName": "Edited" } }).await.unwrap();
+    let (_, third) = changed(second).await;
+    assert!(third.is_some() && third != second && third != first);
+    users(&store).delete_many(doc! {}).await.unwrap();
+    assert!(matches!(reload(third).await, Reloaded::Absent));
 }

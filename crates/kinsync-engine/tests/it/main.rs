@@ -59,6 +59,7 @@ mod queue_spooled;
 mod removals;
 mod replay;
 mod replica_set;
+mod requests;
 mod retention;
 mod roles;
 mod roles_convergence;

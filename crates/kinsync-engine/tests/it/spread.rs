@@ -10,7 +10,6 @@ use kinsync_engine::{
     internal::{
         apply::apply,
         directory::{self, Change, Kind, observe},
-        known_users::KnownUsers,
         projector,
         spread::{Config, Spread, SpreadStatus},
         store::Store,
@@ -23,6 +22,7 @@ use crate::{
     faulty::{BAD, Failure, Fault, FaultyStore},
     pipeline::{drain, engine, role_event, until_spread},
     reconcile::DEADLINE,
+    requests::Requests,
     stores::{self, Fresh, on_every_store},
     suspended::Suspended,
 };
@@ -415,16 +415,15 @@ async fn delete(fresh: &Fresh, kind: Kind, id: &str, at: i64) {
 }
 
 /// The keys of the roles that a request of the user sees; `None` if it sees no organization.
-async fn requested(known: &KnownUsers, store: &dyn Store, user: &str) -> Option<Vec<String>> {
-    let ids = [UserId::parse(user).expect("an id")];
-    let user = known.load(store, &ids).await.expect("the store answers").pop().flatten().expect("stored");
-    user.row.document().organizations.expect("known").pop()?.roles
+async fn requested(requests: &Requests, store: &dyn Store, user: &str) -> Option<Vec<String>> {
+    let document = requests.document(store, user).await.expect("stored");
+    document.organizations.expect("known").pop()?.roles
 }
 
 async fn requests_see_a_change_before_its_spread(fresh: Fresh) {
     with_members(&fresh).await;
-    let known = KnownUsers::default();
-    let sees = async || requested(&known, &*fresh.store, "kp_6").await;
+    let requests = Requests::default();
+    let sees = async || requested(&requests, &*fresh.store, "kp_6").await;
     let roles = |key: &str| Some(vec![key.to_owned()]);
     assert_eq!(sees().await, roles("key 0"));
     rename(&fresh, "r", "key 1", 2).await;
@@ -442,14 +441,16 @@ async fn requests_see_a_change_whatever_part_of_its_spread_a_load_meets(fresh: F
     with_members(&fresh).await;
     for call in 0.. {
         let key = format!("key {}", call + 1);
+        let requests = Requests::default();
+        assert!(requests.document(&*fresh.store, "kp_6").await.is_some());
+        let requests = requests.later();
         rename(&fresh, "r", &key, 2 + i64::try_from(call).expect("few")).await;
         let process = Suspended::new(fresh.store.clone());
         process.suspend_at_call(call);
         // A load that is suspended meanwhile must not return the former value.
-        let known = KnownUsers::default();
         let (mut is_suspended, loaded) = (false, CancellationToken::new());
         let load = async {
-            let seen = requested(&known, &*process, "kp_6").await;
+            let seen = requested(&requests, &*process, "kp_6").await;
             loaded.cancel();
             seen
         };
@@ -478,7 +479,7 @@ async fn requests_see_a_change_of_a_member_that_cannot_be_written(fresh: Fresh) 
     delete(&fresh, Kind::Role, "r", 2).await;
     spread_through(&faulty, &fresh).await;
     assert_eq!(shown(&*fresh.store, BAD).await, Some(vec!["key 0".to_owned()]), "set aside");
-    assert_eq!(requested(&KnownUsers::default(), &*fresh.store, BAD).await, Some(vec![]));
+    assert_eq!(requested(&Requests::default(), &*fresh.store, BAD).await, Some(vec![]));
 }
 
 async fn a_thousand_unreadable_records_delay_no_other_one(fresh: Fresh) {

@@ -12,8 +12,8 @@ use std::{
 use async_trait::async_trait;
 use kinsync_core::{Micros, UserId};
 use kinsync_engine::internal::store::{
-    Counts, Error, EventFilter, Holder, LogEntry, OldEntries, OldEntry, Outcome, Page, Row, Saved, Store,
-    UserEntries, UserFilter,
+    Counts, Digest, Error, EventFilter, Holder, LogEntry, OldEntries, OldEntry, Outcome, Page, Reloaded, Row,
+    Saved, Store, UserEntries, UserFilter,
 };
 use tokio::sync::watch;
 
@@ -82,6 +82,10 @@ impl Suspended {
 impl Store for Suspended {
     async fn load(&self, ids: &[UserId]) -> Result<Vec<Option<Row>>, Error> {
         self.store().await.load(ids).await
+    }
+
+    async fn reload(&self, users: &[(UserId, Option<Digest>)]) -> Result<Vec<Reloaded<Row>>, Error> {
+        self.store().await.reload(users).await
     }
 
     async fn write(&self, rows: &[Row]) -> Result<Vec<Outcome>, Error> {

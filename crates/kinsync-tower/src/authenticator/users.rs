@@ -20,7 +20,7 @@ use kinsync_engine::{
         known_users::{KnownUser, KnownUsers},
         pending_checks::PendingChecks,
         sighting::Sighting,
-        store::{Error, Store},
+        store::{Digest, Error, Reloaded, Store},
     },
 };
 use metrics::Counter;
@@ -68,6 +68,14 @@ struct Entry {
     user: Arc<CachedUser>,
     /// Time before the load began: changes that it missed are later.
     loaded_at: Instant,
+    /// For the next reload.
+    digest: Option<Digest>,
+}
+
+impl Entry {
+    fn of(user: &KnownUser, loaded_at: Instant, digest: Option<Digest>) -> Self {
+        Self { user: CachedUser::of(user), loaded_at, digest }
+    }
 }
 
 /// A request to load one user.
@@ -244,7 +252,7 @@ impl Users {
         apply(&*self.store, [observation], self.clock.now()).await?;
         let loaded_at = Instant::now();
         let user = self.known.load(&*self.store, &[user]).await?.pop().flatten();
-        Ok(user.map(|user| self.remember(&user, loaded_at)))
+        Ok(user.map(|user| self.remember(&user.row.id, Entry::of(&user, loaded_at, None))))
     }
 
     fn existence(&self, user: &UserId, token: &AccessToken, now: Micros) -> Observation {
@@ -318,7 +326,8 @@ impl Users {
         let applied = apply(&*self.store, missing, now).await?;
         self.created.increment(applied.changed.len() as u64);
         for row in applied.changed {
-            self.reply(&KnownUser { row, is_document_refused: false }, loaded_at, &mut waiters);
+            let user = KnownUser { row, is_document_refused: false };
+            self.reply(&user.row.id, Entry::of(&user, loaded_at, None), &mut waiters);
         }
         for (user, reason) in applied.failed {
             tracing::error!(user = user.as_str(), reason, "storing the user of a request failed");
@@ -336,42 +345,49 @@ impl Users {
             return Ok(());
         }
         let loaded_at = Instant::now();
-        let ids: Vec<UserId> = waiters.keys().cloned().collect();
-        for user in self.known.load(&*self.store, &ids).await?.iter().flatten() {
-            self.reply(user, loaded_at, waiters);
+        let cached: Vec<Option<Entry>> = waiters.keys().map(|id| self.cache.peek(id.as_str())).collect();
+        let digests = cached.iter().map(|entry| entry.as_ref()?.digest);
+        let users: Vec<_> = waiters.keys().cloned().zip(digests).collect();
+        let found = self.known.reload(&*self.store, &users).await?;
+        for (((id, _), cached), found) in users.iter().zip(cached).zip(found) {
+            let entry = match (found, cached) {
+                (Reloaded::Loaded(user, digest), _) => Entry::of(&user, loaded_at, digest),
+                (Reloaded::Unchanged, Some(cached)) => Entry { loaded_at, ..cached },
+                (Reloaded::Absent | Reloaded::Unchanged, _) => continue,
+            };
+            self.reply(id, entry, waiters);
         }
         Ok(())
     }
 
     /// Caches a loaded user, unless a load that began later has finished before. Returns the newer user.
-    fn remember(&self, known: &KnownUser, loaded_at: Instant) -> Arc<CachedUser> {
-        let user = CachedUser::of(known);
+    fn remember(&self, id: &UserId, loaded: Entry) -> Arc<CachedUser> {
+        let user = Arc::clone(&loaded.user);
         let update = |_: &UserId, cached: &mut Entry| {
-            if cached.loaded_at <= loaded_at {
-                cached.loaded_at = loaded_at;
+            if cached.loaded_at <= loaded.loaded_at {
                 // An equivalent user keeps its serialized JSON.
-                if cached.user.is_equivalent_to(&user) {
-                    cached.user.is_reloading.store(false, Relaxed);
-                } else {
-                    cached.user = Arc::clone(&user);
-                }
+                let is_equivalent = Arc::ptr_eq(&cached.user, &user) || cached.user.is_equivalent_to(&user);
+                let user = if is_equivalent { &cached.user } else { &user };
+                *cached = Entry { user: Arc::clone(user), ..loaded };
+                cached.user.is_reloading.store(false, Relaxed);
             }
             EntryAction::Retain(Arc::clone(&cached.user))
         };
-        match self.cache.entry(&known.row.id, None, update) {
+        match self.cache.entry(id, None, update) {
             EntryResult::Retained(newest) => newest,
             EntryResult::Vacant(place) => {
+                user.is_reloading.store(false, Relaxed);
                 // Fails only if another load has filled the entry since.
-                _ = place.insert(Entry { user: Arc::clone(&user), loaded_at });
+                _ = place.insert(loaded);
                 user
             }
             _ => user,
         }
     }
 
-    fn reply(&self, known: &KnownUser, loaded_at: Instant, waiters: &mut HashMap<UserId, Waiters>) {
-        let user = self.remember(known, loaded_at);
-        for reply in waiters.remove(&known.row.id).into_iter().flat_map(|waiters| waiters.replies) {
+    fn reply(&self, id: &UserId, loaded: Entry, waiters: &mut HashMap<UserId, Waiters>) {
+        let user = self.remember(id, loaded);
+        for reply in waiters.remove(id).into_iter().flat_map(|waiters| waiters.replies) {
             // The request may have ended.
             _ = reply.send(Arc::clone(&user));
         }
@@ -419,6 +435,8 @@ mod tests {
             Users::new(store, prepared, claims, Clock::system(), Counter::noop(), &Config::default());
         let (earlier, later) = (Instant::now(), Instant::now() + Duration::from_secs(1));
         let known = |row| KnownUser { row, is_document_refused: false };
+        let remember =
+            |user: &KnownUser, loaded_at| users.remember(&user.row.id, Entry::of(user, loaded_at, None));
         let live = Row::unknown(UserId::parse("kp_ada").unwrap());
         let deletion = Observation {
             user: live.id.clone(),
@@ -428,13 +446,13 @@ mod tests {
         };
         let deleted = known(Row { state: live.state.clone().observe(&deletion), ..live.clone() });
         let live = known(live);
-        assert_eq!(users.remember(&deleted, later).refused, Some("deleted"));
+        assert_eq!(remember(&deleted, later).refused, Some("deleted"));
         assert_eq!(
-            users.remember(&live, earlier).refused,
+            remember(&live, earlier).refused,
             Some("deleted"),
             "a waiting request gets the newest value"
         );
         assert_eq!(users.peek("kp_ada").unwrap().refused, Some("deleted"));
-        assert_eq!(users.remember(&live, later + Duration::from_secs(1)).refused, None);
+        assert_eq!(remember(&live, later + Duration::from_secs(1)).refused, None);
     }
 }

@@ -3,6 +3,7 @@
 
 use std::{
     fmt,
+    hash::RandomState,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -150,6 +151,7 @@ impl Connection {
         let derived = derived.map(|(derived, config)| DerivedCollection::new(*derived, config, collection));
         let derived = derived.filter_map(Result::transpose).collect::<Result<_, _>>()?;
         Ok(Inner {
+            hasher: RandomState::new(),
             derived,
             users: collection(&self.config.users),
             events: collection(&self.config.events),

@@ -49,9 +49,18 @@ pub(super) struct Known {
     former: BTreeMap<i64, Arc<Keys>>,
     /// Numbers of former mappings under which documents may exist.
     pending: BTreeSet<i64>,
+    projection: Document,
 }
 
 impl Known {
+    fn new(current: Arc<Keys>, former: BTreeMap<i64, Arc<Keys>>, pending: BTreeSet<i64>) -> Self {
+        let mut projection = current.projection();
+        for keys in former.values() {
+            projection.extend(keys.projection());
+        }
+        Self { current, former, pending, projection }
+    }
+
     /// Returns the mapping with this number.
     pub(super) fn of(&self, number: i64) -> Option<&Arc<Keys>> {
         if number == self.current.id { Some(&self.current) } else { self.former.get(&number) }
@@ -59,11 +68,7 @@ impl Known {
 
     /// Returns the projection that decodes a row under any of the mappings.
     pub(super) fn projection(&self) -> Document {
-        let mut projection = self.current.projection();
-        for keys in self.former.values() {
-            projection.extend(keys.projection());
-        }
-        projection
+        self.projection.clone()
     }
 
     /// Returns the paths at which documents have their Kinde id: several only while documents move after a change of it.
@@ -86,7 +91,7 @@ pub(super) struct Mappings(RwLock<Arc<Known>>);
 impl Mappings {
     pub(super) fn new(current: Arc<Keys>) -> Self {
         let former = default_mapping().map(|keys| (keys.id, Arc::new(keys))).into_iter().collect();
-        Self(RwLock::new(Arc::new(Known { current, former, pending: BTreeSet::new() })))
+        Self(RwLock::new(Arc::new(Known::new(current, former, BTreeSet::new()))))
     }
 
     pub(super) fn known(&self) -> Arc<Known> {
@@ -98,8 +103,7 @@ impl Mappings {
         for (number, paths) in &record.mappings {
             former.insert(*number, Arc::new(Keys::from_paths(paths)?));
         }
-        let known =
-            Known { current: Arc::clone(&self.known().current), former, pending: record.pending.clone() };
+        let known = Known::new(Arc::clone(&self.known().current), former, record.pending.clone());
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(known);
         Ok(())
     }

@@ -2,6 +2,8 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    hash::BuildHasher as _,
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,13 +20,30 @@ use super::{
     indexes,
     keys::Keys,
 };
-use crate::store::{Counts, DocumentKey, Error, Holder, LOAD_USERS, Row};
+use crate::store::{Counts, Digest, DocumentKey, Error, Holder, LOAD_USERS, Reloaded, Row};
 
 /// Maximum ids per query.
 const CHUNK: usize = 1000;
 
 /// Maximum documents per reply.
 pub(super) const BATCH: u32 = 1000;
+
+/// A document with the Kinde id of a user.
+#[expect(clippy::large_enum_variant, reason = "a first load decodes all, and a box for each costs more")]
+enum Found {
+    /// It has a digest that was given.
+    Unchanged(UserId),
+    Decoded(Decoded, Option<Digest>),
+}
+
+impl Found {
+    fn decoded(self) -> Option<Decoded> {
+        match self {
+            Self::Decoded(decoded, _) => Some(decoded),
+            Self::Unchanged(_) => None,
+        }
+    }
+}
 
 impl Inner {
     pub(super) async fn load(&self, ids: &[UserId]) -> Result<Vec<Option<Row>>, Error> {
@@ -44,6 +63,27 @@ impl Inner {
             if *left == 0 { found.remove(id) } else { found.get(id).cloned() }
         };
         Ok(ids.iter().map(&mut answer).collect())
+    }
+
+    pub(super) async fn reload(
+        &self,
+        users: &[(UserId, Option<Digest>)],
+    ) -> Result<Vec<Reloaded<Row>>, Error> {
+        let mut found: HashMap<UserId, Reloaded<Row>> = HashMap::with_capacity(users.len());
+        for users in users.chunks(CHUNK) {
+            let ids: Vec<UserId> = users.iter().map(|(id, _)| id.clone()).collect();
+            let digests = users.iter().filter_map(|(id, digest)| Some(((*digest)?, id.clone()))).collect();
+            for document in self.documents_unless(&ids, Some(Arc::new(digests))).await? {
+                match document {
+                    Found::Unchanged(id) => _ = found.insert(id, Reloaded::Unchanged),
+                    Found::Decoded(Decoded::Row(row), digest) => {
+                        found.insert(row.id.clone(), Reloaded::Loaded(row, digest));
+                    }
+                    Found::Decoded(Decoded::Unwritten(_) | Decoded::UnknownMapping, _) => {}
+                }
+            }
+        }
+        Ok(users.iter().map(|(id, _)| found.remove(id).unwrap_or(Reloaded::Absent)).collect())
     }
 
     pub(super) async fn load_to_write(&self, ids: &[UserId]) -> Result<Vec<Row>, Error> {
@@ -76,19 +116,35 @@ impl Inner {
     }
 
     async fn documents(&self, ids: &[UserId]) -> Result<Vec<Decoded>, Error> {
+        let found = self.documents_unless(ids, None).await?.into_iter();
+        Ok(found.filter_map(Found::decoded).collect())
+    }
+
+    /// Finds the documents of these users, and decodes those without one of the digests. Computes none without `digests`.
+    async fn documents_unless(
+        &self,
+        ids: &[UserId],
+        digests: Option<Arc<HashMap<Digest, UserId>>>,
+    ) -> Result<Vec<Found>, Error> {
         for attempt in 0.. {
             let known = self.mappings.known();
             let find = self.by_kinde_id(ids.iter().map(UserId::as_str)).projection(known.projection());
             let mut shared = SharedEntries::default();
+            let (digests, hasher) = (digests.clone(), self.hasher.clone());
             let read = move |doc: &RawDocument| {
-                let mut found = decode::document(doc, &known);
-                if let Some(Decoded::Row(row)) = &mut found {
+                let digest = digests.as_ref().map(|_| Digest(hasher.hash_one(doc.as_bytes())));
+                if let Some(id) = digest.and_then(|digest| digests.as_ref()?.get(&digest)) {
+                    return Some(Found::Unchanged(id.clone()));
+                }
+                let mut found = decode::document(doc, &known)?;
+                if let Decoded::Row(row) = &mut found {
                     row.state.directory.share(&mut shared);
                 }
-                found
+                Some(Found::Decoded(found, digest))
             };
             let found = self.find(LOAD_USERS, &self.users, find, read).await?;
-            if attempt > 0 || !found.iter().any(|found| matches!(found, Decoded::UnknownMapping)) {
+            let is_unknown = |found: &Found| matches!(found, Found::Decoded(Decoded::UnknownMapping, _));
+            if attempt > 0 || !found.iter().any(is_unknown) {
                 return Ok(found);
             }
             self.read_mappings().await?;
