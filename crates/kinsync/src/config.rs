@@ -185,9 +185,9 @@ pub struct Reconcile {
     pub properties: Vec<String>,
     /// The shortest interval between two comparisons of properties.
     pub properties_every: Duration,
-    /// Deletions in one run that need no approval.
+    /// Deletions in 24 hours that need no approval.
     pub max_deletes: u64,
-    /// The share of live users that may be deleted without an approval, 0 to 1.
+    /// The share of live users that may be deleted in 24 hours without an approval, 0 to 1.
     pub max_delete_share: f64,
     /// Further error codes that mean that a user does not exist.
     pub unknown_user_codes: Vec<String>,

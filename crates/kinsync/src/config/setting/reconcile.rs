@@ -88,7 +88,7 @@ pub(super) static ROWS: &[Setting] = &[
         flag: "reconcile-max-deletes",
         default: Some("20"),
         example: "20",
-        help: "The number of deletions that one scan may carry out without an operator's approval",
+        help: "The number of deletions in 24 hours, over all scans, that need no approval by an operator",
         set: |config, text| put(&mut config.reconcile.max_deletes, value::whole(text)),
         ..ROW
     },
@@ -98,8 +98,8 @@ pub(super) static ROWS: &[Setting] = &[
         flag: "reconcile-max-delete-share",
         default: Some("5%"),
         example: "5%",
-        help: "The share of live users that one scan may delete without approval; deletions are held when both \
-               limits are exceeded",
+        help: "The share of live users that may be deleted without approval in 24 hours; deletions are held when both \
+               limits, or half of the live users, are exceeded",
         set: |config, text| put(&mut config.reconcile.max_delete_share, value::share(text)),
         ..ROW
     },
