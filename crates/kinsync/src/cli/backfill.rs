@@ -18,7 +18,8 @@ use crate::{
 const AFTER_HELP: &str = "\
 Reads every user from Kinde's Management API, page by page, and creates or updates the stored one. Fields of your application are not \
 changed, and no user is deleted. An interrupted backfill continues at the first page that was not written. Servers may run at the same \
-time: a webhook event that arrives in the meantime takes precedence.
+time: a webhook event that arrives in the meantime takes precedence. Only the embedded store allows one process: stop its server first, or \
+use `kinsync reconcile --soon`.
 
 Needs KINDE_DOMAIN, KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET, with the scope `read:users`.
 

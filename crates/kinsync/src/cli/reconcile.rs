@@ -26,7 +26,8 @@ const AFTER_HELP: &str = "\
 Compares every user at Kinde with the stored one and repairs each difference: users without any event, and changes and deletions with a \
 lost event. `kinsync serve` does the same every hour. Users that Kinde no longer lists are read again, twice, before they are deleted. \
 Deletions within 24 hours that exceed both KINSYNC_RECONCILE_MAX_DELETES and KINSYNC_RECONCILE_MAX_DELETE_SHARE, or half of the users, are \
-held until an operator approves them. Creations and changes are never held.
+held until an operator approves them. Creations and changes are never held. Only the embedded store allows one process: stop its server \
+first, or use `--soon`.
 
 Examples:
   kinsync reconcile --dry-run              print the differences
