@@ -15,7 +15,11 @@ use crate::{
 const AFTER_HELP: &str = "\
 Reads /health of the server with the same settings. The exit code is 0 if it accepts deliveries, also with problems that an operator \
 should look at, and 1 if it does not or cannot be reached. Prints one line on stdout if the server answers, and problems on stderr. With \
---json it prints one object, also if the server cannot be reached. Meant for the health check of a container. Needs KINSYNC_METRICS_BIND if the main address uses TLS.
+--json it prints one object, also if the server cannot be reached. Meant for the health check of a container. Needs KINSYNC_METRICS_BIND \
+if the main address uses TLS.
+
+Needs the settings of the server, such as KINDE_DOMAIN. Without them, or if one is wrong, the exit code is 78 and nothing is printed on \
+stdout, also with --json.
 
 Examples:
   kinsync health
