@@ -10,8 +10,7 @@ pub(super) static ROWS: &[Setting] = &[Setting {
     flag: "server",
     example: "http://127.0.0.1:5000",
     reader: Reader::Client,
-    help: "The running server that `users`, `events`, `dead-letters`, `runs`, `reconcile --soon` and \
-               `doctor` use [default: http://127.0.0.1:PORT]",
+    help: "The running server to which commands send requests [default: http://127.0.0.1:PORT]",
     set: |config, text| put(&mut config.server, value::server(text).map(Some)),
     ..ROW
 }];
