@@ -34,13 +34,14 @@ pub(super) enum Command {
     /// Show one event with its payload
     Show(Show),
     /// Apply entries of the log again, or list what that would change
-    #[command(after_help = REPLAY_HELP)]
+    #[command(after_help = REPLAY_HELP, override_usage = "kinsync events replay [OPTIONS] [EVENT]")]
     Replay(Replay),
 }
 
 const REPLAY_HELP: &str = "\
-The entries are decoded and joined as on their arrival, so a stored user that contains them already stays as it is. Replay events after a \
-newer kinsync decodes what an earlier one could not, or after a dead letter was removed too early.
+Needs EVENT or at least one filter: --user, --type, --since, --until. An entry has to match all filters. The entries are decoded and \
+joined as on their arrival, so a stored user that contains them already stays as it is. Replay events after a newer kinsync decodes what an \
+earlier one could not, or after a dead letter was removed too early.
 
 Examples:
   kinsync events replay event_019a --dry-run
