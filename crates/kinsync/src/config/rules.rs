@@ -79,7 +79,8 @@ fn check_verification(
         Setting::of(name),
         format!(
             "{state}, and {other} is not set, so no delivery could be verified: set {domain} for webhooks that Kinde \
-             signs, {secret} for deliveries signed by HMAC-SHA256, or both"
+             signs, {secret} for deliveries signed by HMAC-SHA256, KINSYNC_STANDARD_WEBHOOKS_SECRET for those signed \
+             by Standard Webhooks, or several of them"
         ),
     );
     let other = Setting::of(other);
