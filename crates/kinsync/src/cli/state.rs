@@ -1,6 +1,6 @@
 //! `kinsync state list|reset`
 
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::Arc};
 
 use clap::Subcommand;
 use kinsync_engine::internal::{
@@ -11,7 +11,7 @@ use kinsync_engine::internal::{
 use serde::Serialize;
 use serde_json::json;
 
-use super::{audit, exit::Exit, flags::ServerFlags, output, runtime::block_on};
+use super::{audit, exit::Exit, flags::ServerFlags, output, queue, runtime::block_on};
 use crate::{
     app::start::open_store,
     config::{Config, Sources},
@@ -102,9 +102,17 @@ fn record(name: &str) -> Result<Record, String> {
     key.map(Record::Key).ok_or_else(|| format!("the records are {} and directory/ID", names()))
 }
 
-async fn list(List { json, flags }: List) -> Result<ExitCode, Exit> {
+/// Opens the store, and creates none in the data folder.
+async fn open(flags: ServerFlags) -> Result<Arc<dyn Store>, Exit> {
     let config = Config::of_command(&Sources::of_process(flags.0))?;
-    let store = open_store(&config).await.map_err(anyhow::Error::from)?.store();
+    if config.store.mongodb_uri.is_none() {
+        queue::exists(&config)?;
+    }
+    Ok(open_store(&config).await.map_err(anyhow::Error::from)?.store())
+}
+
+async fn list(List { json, flags }: List) -> Result<ExitCode, Exit> {
+    let store = open(flags).await?;
     let mut records = Vec::new();
     for key in reconcile::state_keys() {
         let state = state(&*store, key).await.map_err(anyhow::Error::from)?;
@@ -130,8 +138,7 @@ async fn state(store: &dyn Store, key: &Key) -> Result<&'static str, Error> {
 
 async fn reset(key: &'static Key, flags: ServerFlags) -> Result<ExitCode, Exit> {
     let record = key.name;
-    let config = Config::of_command(&Sources::of_process(flags.0))?;
-    let store = open_store(&config).await.map_err(anyhow::Error::from)?.store();
+    let store = open(flags).await?;
     audit::record(&*store, COMMAND, json!({ "record": record })).await?;
     let is_stored = state_records::reset(&*store, key).await.map_err(anyhow::Error::from)?;
     report(record, is_stored.then_some(key.reset));
@@ -140,8 +147,7 @@ async fn reset(key: &'static Key, flags: ServerFlags) -> Result<ExitCode, Exit> 
 
 /// Removes the record of an organization, a role or a permission.
 async fn reset_directory(record: &str, flags: ServerFlags) -> Result<ExitCode, Exit> {
-    let config = Config::of_command(&Sources::of_process(flags.0))?;
-    let store = open_store(&config).await.map_err(anyhow::Error::from)?.store();
+    let store = open(flags).await?;
     audit::record(&*store, COMMAND, json!({ "record": record })).await?;
     let is_stored = directory::reset(&*store, record).await.map_err(anyhow::Error::from)?;
     report(

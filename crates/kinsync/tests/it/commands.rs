@@ -372,9 +372,11 @@ fn what_does_not_exist_does_not_look_empty() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("data");
     let vars = [("KINSYNC_DATA_DIR", missing.to_str().unwrap())];
-    for command in ["stats", "list"] {
-        let (code, _, stderr) = run(&["queue", command], &vars);
-        assert!(code == 1 && stderr.contains("there is no data folder"), "{command}: {code} {stderr}");
+    let commands: [&[&str]; 4] =
+        [&["queue", "stats"], &["queue", "list"], &["state", "list"], &["state", "reset", "reconcile.held"]];
+    for command in commands {
+        let (code, _, stderr) = run(command, &vars);
+        assert!(code == 1 && stderr.contains("there is no data folder"), "{command:?}: {code} {stderr}");
     }
     assert!(!missing.exists(), "nothing was created");
     let vars = [("KINSYNC_DATA_DIR", folder.path().to_str().unwrap())];
