@@ -21,7 +21,7 @@ use super::{
     audit,
     exit::{self, Exit},
     flags::ServerFlags,
-    output,
+    output, queue,
     runtime::block_on_all,
 };
 use crate::{
@@ -154,6 +154,9 @@ async fn rebuild_projection(config: &Config, name: &str, as_json: bool) -> Resul
 
 /// Opens the store. A comparison reads the embedded store beside a running server.
 async fn open(config: &Config, mode: Mode) -> Result<Arc<dyn Store>, Exit> {
+    if config.store.mongodb_uri.is_none() {
+        queue::exists(config)?;
+    }
     if mode == Mode::Verify && config.store.mongodb_uri.is_none() {
         let folder = config.data_dir.clone();
         let open = tokio::task::spawn_blocking(move || EmbeddedStore::open_read_only(&folder));

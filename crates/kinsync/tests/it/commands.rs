@@ -372,8 +372,14 @@ fn what_does_not_exist_does_not_look_empty() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("data");
     let vars = [("KINSYNC_DATA_DIR", missing.to_str().unwrap())];
-    let commands: [&[&str]; 4] =
-        [&["queue", "stats"], &["queue", "list"], &["state", "list"], &["state", "reset", "reconcile.held"]];
+    let commands: [&[&str]; 6] = [
+        &["queue", "stats"],
+        &["queue", "list"],
+        &["state", "list"],
+        &["state", "reset", "reconcile.held"],
+        &["rebuild"],
+        &["rebuild", "--verify"],
+    ];
     for command in commands {
         let (code, _, stderr) = run(command, &vars);
         assert!(code == 1 && stderr.contains("there is no data folder"), "{command:?}: {code} {stderr}");
