@@ -1,6 +1,6 @@
 //! The fields of a user and their values.
 //!
-//! A new synced field needs a variant of [`Field`] here and one line where an event or a snapshot is decoded. Join and
+//! A new synced field needs a variant of [`Field`] here, and changes of the files that the table in CONTRIBUTING.md lists. Join and
 //! stores iterate over [`Field::ALL`] and need no change.
 
 use std::{collections::BTreeMap, sync::Arc};

@@ -3,8 +3,8 @@
 //! records and comparisons; only Kinde, the store and the order of the steps are modelled.
 //!
 //! Bounds: one user, one organization, two roles, one of which gives a permission that the lists of events contain too; three
-//! changes at Kinde, each with an event that is lost or late, and in one history one of which arrives twice; one scan, and a kill of a process
-//! at any step: a killed scan is one without a further step.
+//! changes at Kinde, most of them with an event, which is lost or late; in two histories one event arrives twice; one scan, and a kill of a
+//! process at any step: a killed scan is one without a further step.
 //!
 //! Properties, in every state:
 //! - a role or a membership that ended does not come back, unless Kinde has assigned it again;

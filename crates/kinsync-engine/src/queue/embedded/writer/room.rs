@@ -9,7 +9,7 @@ use crate::queue::{
     },
 };
 
-/// Size above which the file of an empty queue is made small again: 64 MiB.
+/// Size above which the file of an empty queue is made small again: 64 MiB, and as much more as dead letters may need.
 const LARGE: u64 = 64 << 20;
 
 impl Writer {
