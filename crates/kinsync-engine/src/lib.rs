@@ -35,7 +35,7 @@
 //! - `log_follower`: joins entries of the log into rows that lack them
 //! - `log_snapshots`: completes the log of a store from before it contained every observation
 //! - `replay`: applies entries of the log again
-//! - `projections`: figures of each day, from the log
+//! - `projections`: daily figures, from the log
 //! - `erasure`: removes the personal data of a deleted user everywhere
 //! - `retention`: replaces old entries of the log by one for each user
 //! - `work_lease`: one process at a time does a background task

@@ -178,7 +178,7 @@ impl LogEntry {
     }
 
     /// Returns the marker that replaces this entry when its user is erased: without a version, which may contain a hash of
-    /// the observed values. The figures of days need the cause.
+    /// the observed values. The daily figures need the cause.
     #[must_use]
     pub(crate) fn marker(&self) -> Self {
         let payload = serde_json::json!({ "sha256": hash(self.payload.as_bytes()), "cause": self.cause() });

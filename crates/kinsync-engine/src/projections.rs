@@ -1,4 +1,4 @@
-//! Read models beside the users: figures of each day, derived from the event log.
+//! Read models beside the users: daily figures, derived from the event log.
 //!
 //! A day is a day of receipt in UTC. Its figures are a record of kinsync, with the number of log entries that they count. They are
 //! always computed from all entries of the day: a later run compares this number with that of the index and computes the day again

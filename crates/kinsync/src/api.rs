@@ -11,7 +11,7 @@
 //! - [`runs`]: scans and what they found
 //! - [`audit`]: requests of operators
 //! - [`health`], [`stats`]: the state of the server
-//! - [`projections`]: figures of days
+//! - [`projections`]: daily figures
 
 pub mod audit;
 pub mod dead_letters;

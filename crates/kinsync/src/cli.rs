@@ -116,7 +116,7 @@ enum Command {
     /// List and show the events that a running server received
     #[command(subcommand)]
     Events(events::Command),
-    /// Show figures of each day: growth of the tenant, and operation of kinsync
+    /// Show daily figures: growth of the tenant, and operation of kinsync
     #[command(subcommand)]
     Stats(stats::Command),
     /// List, show, retry or remove deliveries that a running server could not process

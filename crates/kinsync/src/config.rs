@@ -60,7 +60,7 @@ pub struct Config {
     pub queue: Queue,
     /// Scans of Kinde.
     pub reconcile: Reconcile,
-    /// Figures of days.
+    /// Daily figures.
     pub projections: Projections,
     /// The HTTP server.
     pub http: Http,
@@ -161,7 +161,7 @@ pub struct Queue {
     pub max_bytes: u64,
 }
 
-/// Figures of days.
+/// Daily figures.
 #[derive(Clone, Debug, Default)]
 pub struct Projections {
     /// The shortest interval between two computations; `None`: never.

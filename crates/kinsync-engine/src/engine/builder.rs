@@ -132,7 +132,7 @@ impl Builder {
         self
     }
 
-    /// Sets the shortest interval at which the figures of days are computed; five minutes unless set. `None` computes none.
+    /// Sets the shortest interval at which the daily figures are computed; five minutes unless set. `None` computes none.
     pub fn project_every(mut self, every: Option<Duration>) -> Self {
         self.project_every = every;
         self

@@ -37,7 +37,7 @@ pub(crate) async fn run(store: Arc<dyn Store>, clock: Clock, every: Duration, st
     let lease = WorkLease::new(Arc::clone(&store), &LEASE, EXPIRES);
     while stop.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
         if let Err(error) = compute(&store, &lease, &clock, every, &stop).await {
-            tracing::warn!(error = error_chain(&error), "computing the figures of days failed; it continues");
+            tracing::warn!(error = error_chain(&error), "computing the daily figures failed; it continues");
         }
     }
 }
@@ -75,7 +75,7 @@ async fn compute_regularly(store: &dyn Store, clock: &Clock, every: Duration) ->
             days = report.days,
             computed = report.computed,
             entries = report.entries,
-            "figures of days computed"
+            "daily figures computed"
         );
         tokio::time::sleep(every.max(started.elapsed() * SHARE)).await;
     }

@@ -1,4 +1,4 @@
-//! Figures of days: equal to a count of the whole log, whatever writes and kills came before.
+//! Daily figures: equal to a count of the whole log, whatever writes and kills came before.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{

@@ -1,4 +1,4 @@
-//! Figures of days, from the event log.
+//! Daily figures, from the event log.
 
 use std::{collections::BTreeMap, time::Duration};
 

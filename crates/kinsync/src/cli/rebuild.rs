@@ -63,7 +63,7 @@ pub(super) struct Args {
     /// Also replace stored values that no log entry explains; these values are lost
     #[arg(long, conflicts_with = "verify")]
     replace_unexplained: bool,
-    /// Compute the figures of all days of this projection again, and rebuild no user
+    /// Compute the daily figures of this projection again, for all days, and rebuild no user
     #[arg(
         long,
         value_name = "NAME",

@@ -1,4 +1,4 @@
-//! Lists of users and events by filter, and figures of days, over HTTP and with the binary.
+//! Lists of users and events by filter, and daily figures, over HTTP and with the binary.
 
 use serde_json::Value;
 

@@ -1,4 +1,4 @@
-//! Figures of days.
+//! Daily figures.
 
 use super::{ROW, Setting, put};
 use crate::config::value;
@@ -10,7 +10,7 @@ pub(super) static ROWS: &[Setting] = &[Setting {
     flag: "projections-every",
     default: Some("5m"),
     example: "5m",
-    help: "The shortest interval at which the figures of days (`kinsync stats`) are computed from the event log; longer while that takes \
+    help: "The shortest interval at which the daily figures (`kinsync stats`) are computed from the event log; longer while that takes \
            over a twentieth of the time; `off`: never",
     set: |config, text| put(&mut config.projections.every, value::interval(text)),
     ..ROW

@@ -1,4 +1,4 @@
-//! Figures of days.
+//! Daily figures.
 
 use std::sync::Arc;
 
