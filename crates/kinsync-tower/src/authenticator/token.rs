@@ -1,7 +1,7 @@
 //! Finds the access token of a request: one `Authorization: Bearer …` header or, where the application enables it, a
 //! cookie. A token in the URL is not accepted, because URLs are logged.
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, header};
 
 use crate::problem::{NO_TOKEN, Problem};
 
@@ -31,17 +31,24 @@ fn bearer(value: &[u8]) -> Option<&str> {
 /// Browsers attach cookies to requests that other sites cause. Two cookies of one name are refused: another host of the same
 /// site may have set one of them.
 fn in_cookie<'a>(headers: &'a HeaderMap, name: &str) -> Result<&'a str, Problem> {
-    let pairs = headers.get_all(header::COOKIE).iter().filter_map(as_text).flat_map(|line| line.split(';'));
-    let mut values = pairs.filter_map(|pair| pair.trim_ascii().split_once('=')).filter(|pair| pair.0 == name);
-    let Some((_, value)) = values.next() else { return Err(no_token()) };
+    // By bytes: another cookie may contain any, and must not hide this one.
+    let pairs =
+        headers.get_all(header::COOKIE).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
+    let mut values = pairs.filter_map(|pair| value_of(pair, name));
+    let Some(value) = values.next() else { return Err(no_token()) };
     if is_cross_site(headers) {
         return Err(refuse("cross_site_cookie", "another site caused the request: its cookies are not used"));
     }
     if values.next().is_some() {
         return Err(refuse("several_tokens", "there is more than one cookie with an access token"));
     }
-    let value = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
-    if value.is_empty() { Err(no_token()) } else { Ok(value) }
+    let value = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value);
+    std::str::from_utf8(value).ok().filter(|value| !value.is_empty()).ok_or_else(no_token)
+}
+
+/// Returns the value of a cookie if it has this name.
+fn value_of<'a>(pair: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"=")
 }
 
 /// Whether the browser names another site as the cause of the request (Fetch Metadata). A link to this site, which has no
@@ -49,10 +56,6 @@ fn in_cookie<'a>(headers: &'a HeaderMap, name: &str) -> Result<&'a str, Problem>
 fn is_cross_site(headers: &HeaderMap) -> bool {
     headers.contains_key(header::ORIGIN)
         && headers.get(FETCH_SITE).is_some_and(|site| site.as_bytes() == b"cross-site")
-}
-
-fn as_text(value: &HeaderValue) -> Option<&str> {
-    value.to_str().ok()
 }
 
 fn no_token() -> Problem {
@@ -65,6 +68,8 @@ fn refuse(reason: &'static str, detail: &str) -> Problem {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     fn check(
@@ -111,6 +116,18 @@ mod tests {
         check(&[(header::COOKIE, "token=abc")], None, Err("no_token"));
         let both = [(header::COOKIE, "token=abc"), (header::AUTHORIZATION, "Basic x")];
         check(&both, Some("token"), Err("not_a_bearer_token"));
+    }
+
+    #[test]
+    fn a_cookie_that_is_not_ascii_hides_no_other() {
+        let mut headers = HeaderMap::new();
+        headers.append(header::COOKIE, HeaderValue::from_bytes("name=José; token=abc".as_bytes()).unwrap());
+        assert_eq!(find(&headers, Some("token")).ok(), Some("abc"));
+        headers.append(header::COOKIE, HeaderValue::from_bytes(b"token=\xff").unwrap());
+        assert_eq!(find(&headers, Some("token")).unwrap_err().reason(), Some("several_tokens"));
+        headers.remove(header::COOKIE);
+        headers.append(header::COOKIE, HeaderValue::from_bytes(b"token=\xff").unwrap());
+        assert_eq!(find(&headers, Some("token")).unwrap_err().reason(), Some("no_token"));
     }
 
     #[test]
