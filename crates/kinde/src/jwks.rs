@@ -88,7 +88,7 @@ impl Error {
 pub struct Status {
     /// The issuer, without a trailing slash.
     pub issuer: String,
-    /// Number of usable keys.
+    /// Number of usable keys; 0 from the maximum age on.
     pub key_count: usize,
     /// True if the document contains private or symmetric key material, which lets every reader of it sign tokens.
     /// The keys stay in use; also logged as an error. Rotate the keys in Kinde.

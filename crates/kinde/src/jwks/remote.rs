@@ -77,7 +77,7 @@ impl Jwks {
         let state = self.0.remote.as_ref().map(Remote::state);
         Status {
             issuer: self.0.issuer.clone(),
-            key_count: keys.keys.len(),
+            key_count: if self.exceeds_max_age(&keys) { 0 } else { keys.keys.len() },
             exposes_private_key: keys.exposes_private_key,
             fetch_count: self.fetch_count(),
             last_success_age: keys.fetched_at.filter(|_| state.is_some()).map(|at| at.elapsed()),
@@ -143,7 +143,12 @@ impl Jwks {
         if age.is_none_or(|age| age >= remote.config.refresh_after) {
             drop(self.start_or_join());
         }
-        age.is_none_or(|age| age < remote.config.max_age)
+        !self.exceeds_max_age(keys)
+    }
+
+    fn exceeds_max_age(&self, keys: &KeySet) -> bool {
+        let Some(remote) = &self.0.remote else { return false };
+        keys.fetched_at.is_some_and(|at| at.elapsed() >= remote.config.max_age)
     }
 
     fn unavailable(&self) -> Error {

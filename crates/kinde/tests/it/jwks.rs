@@ -328,8 +328,10 @@ async fn keys_older_than_the_maximum_age_are_not_used() {
     pass(Duration::from_mins(59)).await;
     jwks.key(KID).await.unwrap();
     eventually(|| jwks.status().consecutive_failures == 1).await;
+    assert_eq!(jwks.status().key_count, 1);
     pass(Duration::from_mins(2)).await;
     assert!(is_unavailable(&jwks.key(KID).await));
+    assert_eq!(jwks.status().key_count, 0);
     server.answer_with_keys(tenant_keys());
     pass(PAST_EVERY_PAUSE).await;
     jwks.key(KID).await.unwrap();
