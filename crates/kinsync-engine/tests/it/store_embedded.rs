@@ -140,3 +140,16 @@ async fn a_file_that_is_no_database_is_refused_and_kept() {
     assert!(hint(EmbeddedStore::open(folder.path())).contains("damaged"));
     assert!(std::fs::read_to_string(&path).unwrap().starts_with("not a database"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn erasures_of_several_users_empty_the_log_at_the_same_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(folder.path()).unwrap();
+    for round in 0..20 {
+        put(&store, &row(&format!("kp_{round}"), None)).await;
+        let all = futures_util::future::join_all((0..8).map(|_| store.scrub())).await;
+        all.into_iter().collect::<Result<Vec<()>, _>>().unwrap();
+    }
+    let log = std::fs::metadata(folder.path().join("kinsync.sqlite-wal")).unwrap();
+    assert_eq!(log.len(), 0);
+}
