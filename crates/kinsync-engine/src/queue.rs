@@ -217,6 +217,9 @@ pub struct Stats {
     pub dead_letter_bytes: u64,
     /// Entries that this process cannot read and left to a process of a newer version, within the last minute; at most 10,000.
     pub newer_version: u64,
+    /// Whether the disk of the embedded queue stores no entry now: it is full or fails.
+    #[serde(skip)]
+    pub is_failing: bool,
     /// State of the spool of this process; `None` without a shared queue.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spool: Option<Spool>,
@@ -234,6 +237,7 @@ impl Stats {
             dead_letters: self.dead_letters + spool.dead_letters,
             dead_letter_bytes: self.dead_letter_bytes + spool.dead_letter_bytes,
             newer_version: self.newer_version,
+            is_failing: false,
             spool: Some(Spool {
                 entries: spool.depth,
                 bytes: spool.bytes,

@@ -290,7 +290,12 @@ impl Queue for EmbeddedQueue {
     }
 
     async fn stats(&self) -> Result<Stats, Error> {
-        Ok(self.shared.open_state()?.stats())
+        let stats = self.shared.open_state()?.stats();
+        if stats.is_failing {
+            // Without deliveries nothing else would find out that the disk works again. Nothing waits for the result.
+            let _ = self.commands.try_send(Command::Check { reply: oneshot::channel().0 });
+        }
+        Ok(stats)
     }
 
     async fn dead_letters(&self, after: Option<&EntryId>, limit: usize) -> Result<Vec<DeadLetter>, Error> {

@@ -443,7 +443,7 @@ impl Queue for RedisQueue {
             dead_letters,
             dead_letter_bytes: dead_bytes.filter(|_| dead_letters > 0).unwrap_or_default(),
             newer_version: shared.left.count(),
-            spool: None,
+            ..Stats::default()
         })
     }
 

@@ -145,12 +145,43 @@ async fn child_that_checks_a_tiny_disk() {
             let refused = queue.check().await;
             assert!(matches!(refused, Err(Error::Unavailable { .. })), "log is grown: {is_log_grown}");
         }
+        let stored = async |number| queue.enqueue(entry(&format!("{number}-{is_log_grown}"))).await.is_ok();
+        let mut number = 0;
+        while stored(number).await {
+            number += 1;
+        }
+        assert!(queue.stats().await.unwrap().is_failing);
         fs::remove_file(other).unwrap();
+        until_it_stores(&queue, true).await;
+        if number > 0 {
+            queue.ack(&ids(&claim(&queue, 10_000).await)).await.unwrap();
+        }
         for _ in 0..100 {
             queue.check().await.unwrap();
         }
     }
+    drop(queue);
+    // A disk that has room for the file from the start, and none for the reserve.
+    fs::write(dir.join("gap"), vec![0; 1 << 20]).unwrap();
+    fs::remove_file(dir.join("queue/reserve")).unwrap();
+    take_all_room(&dir.join("other"));
+    fs::remove_file(dir.join("gap")).unwrap();
+    let queue = open(&dir, Config::default()).unwrap();
+    until_it_stores(&queue, false).await;
+    fs::remove_file(dir.join("other")).unwrap();
+    until_it_stores(&queue, true).await;
     println!("it was full and recovered");
+}
+
+/// Reads the state as a health page does, without an entry.
+async fn until_it_stores(queue: &dyn Queue, expected: bool) {
+    let reported = async {
+        while queue.stats().await.unwrap().is_failing == expected {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), reported).await.expect("the state of the disk is reported");
+    assert_eq!(queue.stats().await.unwrap().is_failing, !expected);
 }
 
 fn take_all_room(path: &Path) {

@@ -37,7 +37,7 @@ macro_rules! codes {
 codes! {
     /// The queue does not answer.
     QueueUnavailable = "queue_unavailable",
-    /// A delivery could not be stored a moment ago.
+    /// A delivery could not be stored a moment ago, or the disk of the embedded queue stores none.
     DeliveryNotStored = "delivery_not_stored",
     /// The queue is full.
     QueueFull = "queue_full",
@@ -75,7 +75,7 @@ codes! {
     AuthenticationDegraded = "authentication_degraded",
     /// No issuer of tokens is configured. Only in the readiness for logins.
     NoIssuer = "no_issuer",
-    /// The signing keys of an issuer are not known yet.
+    /// No current signing keys of an issuer are known.
     KeysUnknown = "keys_unknown",
     /// The signing keys of an issuer cannot be refreshed.
     KeysOutdated = "keys_outdated",

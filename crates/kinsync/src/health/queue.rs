@@ -36,7 +36,12 @@ impl Problems {
         });
         let oldest = queued.oldest_received_at.map(|at| age(at, now));
         let failed = state.webhook.activity().unavailable_since().map(|at| age(at, now));
-        if failed.is_some_and(|age| age < UNREADY_FOR.as_secs_f64()) {
+        if queued.is_failing {
+            self.failing(
+                Code::DeliveryNotStored,
+                "the data folder cannot store deliveries: free 32 MiB on its disk, or repair it; the log has the cause",
+            );
+        } else if failed.is_some_and(|age| age < UNREADY_FOR.as_secs_f64()) {
             self.failing(
                 Code::DeliveryNotStored,
                 "a delivery could not be stored a moment ago: see the log for the cause",

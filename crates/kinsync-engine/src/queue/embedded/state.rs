@@ -57,6 +57,8 @@ pub(super) struct Item {
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub(super) closed: bool,
+    /// Whether no entry can be stored now.
+    pub(super) is_failing: bool,
     /// Entries that were never read: those after `cursor` up to `last_id`.
     unread: u64,
     cursor: i64,
@@ -105,6 +107,7 @@ impl State {
             bytes: self.bytes,
             dead_letters: self.dead_letters.count,
             dead_letter_bytes: self.dead_letters.bytes,
+            is_failing: self.is_failing,
             ..Stats::default()
         }
     }

@@ -134,6 +134,8 @@ impl Writer {
 
     /// Works until the queue is closed or dropped.
     pub(super) fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
+        self.reserve.restore();
+        self.report();
         let mut commands = Vec::with_capacity(ROUND);
         let mut closing = None;
         while closing.is_none() && inbox.blocking_recv_many(&mut commands, ROUND) > 0 {
@@ -158,7 +160,10 @@ impl Writer {
         }
         match committed {
             Ok(effects) => {
-                self.note(None);
+                if commands.iter().zip(&effects.outcomes).any(shows_room) {
+                    self.note(None);
+                }
+                self.report();
                 let outcomes = self.publish(effects);
                 self.answer(commands, outcomes)
             }
@@ -169,6 +174,7 @@ impl Writer {
                 }
                 let error = failure.at(self.file.path());
                 self.note(Some(&error));
+                self.report();
                 let outcomes = commands.iter().map(|_| Outcome::Refused(copy(&error))).collect();
                 self.answer(commands, outcomes)
             }
@@ -429,6 +435,11 @@ impl Writer {
         Ok(())
     }
 
+    /// Makes visible whether entries can be stored.
+    fn report(&self) {
+        self.shared.state().is_failing = self.is_failing || !self.reserve.is_there();
+    }
+
     /// Logs once that the disk fails, and once that it works again.
     fn note(&mut self, error: Option<&Error>) {
         match error {
@@ -437,13 +448,21 @@ impl Writer {
                 let error = crate::breaker::error_chain(error);
                 tracing::error!(error, "nothing can be stored until the queue's file can be written");
             }
-            None if self.is_failing && self.reserve.is_there() => {
+            None if self.is_failing => {
                 self.is_failing = false;
                 tracing::info!("the queue's file can be written again");
             }
             _ => {}
         }
     }
+}
+
+/// Whether this is not possible on a full disk. Acks are, with the reserve.
+fn shows_room((command, outcome): (&Command, &Outcome)) -> bool {
+    matches!(
+        (command, outcome),
+        (Command::Enqueue { .. }, Outcome::Enqueued(Enqueued::New)) | (Command::Check { .. }, Outcome::Done)
+    )
 }
 
 /// However it ends, no caller waits for it any more.
