@@ -129,7 +129,7 @@ pub fn login_problems(state: &AppState) -> Vec<Problem> {
     if statuses.any(|keys| keys.key_count > 0) {
         return Vec::new();
     }
-    one(Code::KeysUnknown, "the signing keys of no issuer are known yet, so every token is answered 503")
+    one(Code::KeysUnknown, "no current signing keys of any issuer are known, so every token is answered 503")
 }
 
 #[derive(Debug)]
@@ -402,7 +402,7 @@ impl Problems {
         let why = self.cause(status.last_error.as_deref());
         if status.key_count == 0 {
             let problem = format!(
-                "the signing keys of {} are not known yet, so tokens and webhooks of this issuer are answered 503: {why}",
+                "no current signing keys of {} are known, so tokens and webhooks of this issuer are answered 503: {why}",
                 status.issuer
             );
             let signs_webhooks =

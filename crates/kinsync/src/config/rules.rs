@@ -65,7 +65,8 @@ fn check_verification(
     let is_set = config.kinde.domain.is_some()
         || !config.kinde.webhook_secrets.is_empty()
         || !config.kinde.standard_webhooks_secrets.is_empty();
-    if is_set || !config.roles.ingest || unread(domain) || unread(secret) {
+    let is_unread = [domain, secret, "KINSYNC_STANDARD_WEBHOOKS_SECRET"].into_iter().any(unread);
+    if is_set || !config.roles.ingest || is_unread {
         return;
     }
     // The one that the operator tried to set comes first.
