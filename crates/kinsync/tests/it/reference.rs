@@ -169,8 +169,8 @@ fn http_api(document: &Value) -> String {
         "# HTTP API\n\nGenerated from the list of routes in `crates/kinsync/src/http/routes.rs` and the types in \
          `crates/kinsync/src/api`. A running server describes itself at `/openapi.json`.\n\nA value that is not known is \
          absent; a list or map that is known to be empty is there and empty. Instants are RFC 3339 texts in UTC with \
-         microseconds. Every failure is a [Problem](#problem) document (RFC 9457), except the answers 400, 431 and 505 to what is \
-         no valid HTTP/1.1 request, which have no body.\n",
+         microseconds. Every failure is a [Problem](#problem) document (RFC 9457), except the answers 400, 431 and 505 to a \
+         request that is not valid HTTP/1.1, which have no body.\n",
     );
     for audience in Audience::ALL {
         _ = write!(text, "\n## {}\n", audience.heading());
