@@ -24,7 +24,8 @@ Examples:
   Split the work over processes that share a queue and a MongoDB:
     export KINSYNC_QUEUE=redis://queue.internal
     export MONGODB_URI=mongodb://db.internal/app
-    export KINDE_DOMAIN=https://acme.kinde.com KINDE_M2M_CLIENT_ID=… KINDE_M2M_CLIENT_SECRET=…
+    export KINDE_DOMAIN=https://acme.kinde.com
+    export KINDE_M2M_CLIENT_ID=… KINDE_M2M_CLIENT_SECRET=…
     kinsync serve --role ingest,api
     kinsync serve --role project,reconcile
 
