@@ -73,7 +73,7 @@ impl LastSeenWriter {
             if let Err(error) = self.write(batch).await {
                 tracing::warn!(error, "`lastSeenAt` could not be written; the next interval tries again");
                 for (user, at) in &taken[n * BATCH..] {
-                    // Without room a later request records the user again.
+                    // Without room a request after the resolution records the user again.
                     let _ = self.add(user.clone(), *at);
                 }
                 return;

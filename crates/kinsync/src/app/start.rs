@@ -36,6 +36,8 @@ use crate::{
 
 /// Pause between requests for keys that are not known yet; the key set has a cool-down of its own.
 const KEYS_PAUSE: Duration = Duration::from_secs(1);
+/// Interval of their fetches without requests.
+const KEYS_EVERY: Duration = Duration::from_hours(1);
 const AUDIT_CLEANUP: Duration = Duration::from_hours(24);
 
 pub(super) async fn start(config: Config) -> Result<App, Error> {
@@ -276,7 +278,7 @@ fn supervise(state: &Arc<AppState>) {
         supervisor.spawn("audit log", move |stop| limit_audit_log(Arc::clone(&app), stop));
     }
     for keys in state.key_sets.clone() {
-        supervisor.spawn_once("signing keys", learn_keys(keys));
+        supervisor.spawn("signing keys", move |stop| keep_keys(keys.clone(), stop));
     }
 }
 
@@ -310,12 +312,19 @@ async fn bind(
     Ok((server, bound))
 }
 
-/// Fetches the keys of an issuer before the first delivery or request needs them.
-async fn learn_keys(jwks: Jwks) {
-    while jwks.refresh().await.is_err() {
-        tokio::time::sleep(KEYS_PAUSE).await;
+/// Fetches the keys of an issuer before the first delivery or request needs them, and regularly after that: after a day without
+/// requests they would be too old to be used.
+async fn keep_keys(jwks: Jwks, stop: CancellationToken) {
+    let (mut are_known, mut pause) = (false, Duration::ZERO);
+    while stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
+        let Some(refreshed) = stop.run_until_cancelled(jwks.refresh()).await else { return };
+        pause = if refreshed.is_ok() { KEYS_EVERY } else { KEYS_PAUSE };
+        if refreshed.is_ok() && !are_known {
+            are_known = true;
+            let keys = jwks.status().key_count;
+            tracing::info!(issuer = jwks.issuer(), keys, "the issuer's keys are known");
+        }
     }
-    tracing::info!(issuer = jwks.issuer(), keys = jwks.status().key_count, "the issuer's keys are known");
 }
 
 async fn upkeep(metrics: PrometheusHandle, stop: CancellationToken) {
@@ -354,4 +363,40 @@ fn announce(config: &Config, addresses: &Addresses) {
     let (monitoring, admin) = (monitoring.map(tracing::field::display), admin.map(tracing::field::display));
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(%address, monitoring_address = monitoring, admin_address = admin, tls = has_tls, version, "listening");
+}
+
+#[cfg(test)]
+mod tests {
+    use kinde_emulator::Emulator;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    async fn pass(time: Duration) {
+        tokio::time::pause();
+        tokio::time::advance(time).await;
+        tokio::time::resume();
+    }
+
+    #[tokio::test]
+    async fn keys_stay_usable_for_days_without_requests() {
+        let emulator = Emulator::start(kinde_emulator::Config::default()).await.unwrap();
+        let issuer = kinde::parse_domain(emulator.issuer()).unwrap();
+        let (keys, stop) = (Jwks::new(jwks::Config::new(issuer)).unwrap(), CancellationToken::new());
+        let hours = async {
+            for hour in 0..50 {
+                let is_old = |age| age > KEYS_EVERY / 2;
+                let fetched = async {
+                    while keys.fetch_count() <= hour || keys.status().last_success_age.is_none_or(is_old) {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                };
+                timeout(Duration::from_secs(30), fetched).await.expect("the keys are fetched again");
+                assert!(keys.status().key_count > 0, "hour {hour}");
+                pass(KEYS_EVERY).await;
+            }
+            stop.cancel();
+        };
+        tokio::join!(keep_keys(keys.clone(), stop.clone()), hours);
+    }
 }
