@@ -6,7 +6,6 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
 };
 
 use async_trait::async_trait;
@@ -34,8 +33,6 @@ pub struct EmbeddedStore {
     /// `None` if the file is open for reading only.
     writer: Option<Worker>,
     folder: PathBuf,
-    /// `SQLite` refuses two checkpoints at the same time.
-    checkpoint: Arc<Mutex<()>>,
 }
 
 impl EmbeddedStore {
@@ -47,17 +44,18 @@ impl EmbeddedStore {
         let (lock, connection) = file::for_writing(folder)?;
         let writer = Worker::start("store-writer", "BEGIN IMMEDIATE", connection, Some(lock))?;
         let reader = Worker::start("store-reader", "BEGIN", file::for_reading(folder)?, None)?;
-        Ok(Self::of(folder, reader, Some(writer)))
+        Ok(Self { reader, writer: Some(writer), folder: folder.to_owned() })
+    }
+
+    /// Whether this folder has a store.
+    pub fn exists(folder: &Path) -> bool {
+        file::path(folder).is_file()
     }
 
     /// Opens the file for reading, also while another process writes it. Every write is refused. Blocks.
     pub fn open_read_only(folder: &Path) -> Result<Self, Error> {
         let reader = Worker::start("store-reader", "BEGIN", file::for_reading(folder)?, None)?;
-        Ok(Self::of(folder, reader, None))
-    }
-
-    fn of(folder: &Path, reader: Worker, writer: Option<Worker>) -> Self {
-        Self { reader, writer, folder: folder.to_owned(), checkpoint: Arc::default() }
+        Ok(Self { reader, writer: None, folder: folder.to_owned() })
     }
 
     /// Waits for the end of a thread. Returns its panic, after which every call of the thread fails; `None`: it was dropped.
@@ -192,12 +190,8 @@ impl Store for EmbeddedStore {
     /// Moves the write-ahead log into the file. What is removed is overwritten there (`secure_delete`).
     async fn scrub(&self) -> Result<(), Error> {
         self.writer("empty the write-ahead log")?;
-        let (folder, only) = (self.folder.clone(), Arc::clone(&self.checkpoint));
-        let done = tokio::task::spawn_blocking(move || {
-            let _only = only.lock().unwrap_or_else(PoisonError::into_inner);
-            file::checkpoint(&folder)
-        });
-        let done = done.await;
+        let folder = self.folder.clone();
+        let done = tokio::task::spawn_blocking(move || file::checkpoint(&folder)).await;
         done.unwrap_or_else(|_| Ok(()))
     }
 

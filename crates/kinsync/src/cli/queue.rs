@@ -81,8 +81,8 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
     }
 }
 
-/// Without its folder a queue or a store would look empty.
-pub(super) fn exists(config: &Config) -> Result<(), Exit> {
+/// Without its folder a queue would look empty.
+fn exists(config: &Config) -> Result<(), Exit> {
     let folder = &config.data_dir;
     if folder.is_dir() {
         return Ok(());

@@ -21,8 +21,9 @@ use super::{
     audit,
     exit::{self, Exit},
     flags::ServerFlags,
-    output, queue,
+    output,
     runtime::block_on_all,
+    state,
 };
 use crate::{
     app::start::open_store,
@@ -154,9 +155,7 @@ async fn rebuild_projection(config: &Config, name: &str, as_json: bool) -> Resul
 
 /// Opens the store. A comparison reads the embedded store beside a running server.
 async fn open(config: &Config, mode: Mode) -> Result<Arc<dyn Store>, Exit> {
-    if config.store.mongodb_uri.is_none() {
-        queue::exists(config)?;
-    }
+    state::store_exists(config)?;
     if mode == Mode::Verify && config.store.mongodb_uri.is_none() {
         let folder = config.data_dir.clone();
         let open = tokio::task::spawn_blocking(move || EmbeddedStore::open_read_only(&folder));

@@ -2,16 +2,17 @@
 
 use std::{process::ExitCode, sync::Arc};
 
+use anyhow::anyhow;
 use clap::Subcommand;
 use kinsync_engine::internal::{
     directory, reconcile,
     state_records::{self, Key},
-    store::{Error, Store},
+    store::{Error, Store, embedded::EmbeddedStore},
 };
 use serde::Serialize;
 use serde_json::json;
 
-use super::{audit, exit::Exit, flags::ServerFlags, output, queue, runtime::block_on};
+use super::{audit, exit::Exit, flags::ServerFlags, output, runtime::block_on};
 use crate::{
     app::start::open_store,
     config::{Config, Sources},
@@ -102,12 +103,21 @@ fn record(name: &str) -> Result<Record, String> {
     key.map(Record::Key).ok_or_else(|| format!("the records are {} and directory/ID", names()))
 }
 
-/// Opens the store, and creates none in the data folder.
+/// Without its file a store would be created, and look empty.
+pub(super) fn store_exists(config: &Config) -> Result<(), Exit> {
+    let folder = &config.data_dir;
+    if config.store.mongodb_uri.is_some() || EmbeddedStore::exists(folder) {
+        return Ok(());
+    }
+    let folder = folder.display();
+    Err(anyhow!("there is no store in {folder}: set MONGODB_URI or KINSYNC_DATA_DIR as for the server")
+        .into())
+}
+
+/// Opens the store, and creates none.
 async fn open(flags: ServerFlags) -> Result<Arc<dyn Store>, Exit> {
     let config = Config::of_command(&Sources::of_process(flags.0))?;
-    if config.store.mongodb_uri.is_none() {
-        queue::exists(&config)?;
-    }
+    store_exists(&config)?;
     Ok(open_store(&config).await.map_err(anyhow::Error::from)?.store())
 }
 

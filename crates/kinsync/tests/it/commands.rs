@@ -2,6 +2,7 @@
 
 use std::process::Output;
 
+use kinsync_engine::internal::store::embedded::EmbeddedStore;
 use serde_json::Value;
 
 use crate::server::{SECRET, Server, TOKEN, kinsync};
@@ -372,19 +373,27 @@ fn what_does_not_exist_does_not_look_empty() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("data");
     let vars = [("KINSYNC_DATA_DIR", missing.to_str().unwrap())];
-    let commands: [&[&str]; 6] = [
-        &["queue", "stats"],
-        &["queue", "list"],
-        &["state", "list"],
-        &["state", "reset", "reconcile.held"],
-        &["rebuild"],
-        &["rebuild", "--verify"],
-    ];
-    for command in commands {
+    let of_queue: [&[&str]; 2] = [&["queue", "stats"], &["queue", "list"]];
+    for command in of_queue {
         let (code, _, stderr) = run(command, &vars);
         assert!(code == 1 && stderr.contains("there is no data folder"), "{command:?}: {code} {stderr}");
     }
     assert!(!missing.exists(), "nothing was created");
+    let of_store: [&[&str]; 4] =
+        [&["state", "list"], &["state", "reset", "reconcile.held"], &["rebuild"], &["rebuild", "--verify"]];
+    for with_folder in [false, true] {
+        if with_folder {
+            // As beside a server with MongoDB.
+            std::fs::create_dir_all(missing.join("queue")).unwrap();
+        }
+        for command in of_store {
+            let (code, _, stderr) = run(command, &vars);
+            assert!(code == 1 && stderr.contains("there is no store in"), "{command:?}: {code} {stderr}");
+        }
+        assert_eq!(missing.exists(), with_folder);
+    }
+    assert_eq!(std::fs::read_dir(&missing).unwrap().count(), 1, "nothing was created");
+    drop(EmbeddedStore::open(folder.path()).unwrap());
     let vars = [("KINSYNC_DATA_DIR", folder.path().to_str().unwrap())];
     let (code, _, stderr) = run(&["rebuild", "--user", "kp_unknown"], &vars);
     assert!(
@@ -396,6 +405,7 @@ fn what_does_not_exist_does_not_look_empty() {
 #[test]
 fn records_are_listed_for_people_and_for_programs() {
     let folder = tempfile::tempdir().unwrap();
+    drop(EmbeddedStore::open(folder.path()).unwrap());
     let vars = [("KINSYNC_DATA_DIR", folder.path().to_str().unwrap())];
     let (code, stdout, stderr) = run(&["state", "list", "--json"], &vars);
     assert_eq!(code, 0, "{stderr}");

@@ -124,6 +124,9 @@ CREATE TABLE state (
 ";
 
 const DOING: &str = "open the embedded store";
+/// Further attempts to empty the write-ahead log, and the pause between them.
+const CHECKPOINTS: usize = 100;
+const CHECKPOINT_PAUSE: Duration = Duration::from_millis(25);
 
 /// Opens the file for writing. The returned lock must live as long as the connection.
 pub(super) fn for_writing(folder: &Path) -> Result<(File, Connection), Error> {
@@ -158,10 +161,20 @@ pub(super) fn touch(sqlite: &Connection) -> rusqlite::Result<()> {
     sqlite.prepare_cached(sql)?.execute([]).map(|_| ())
 }
 
-/// Moves the write-ahead log into the file and empties it, as soon as no reader needs it.
+/// Moves the write-ahead log into the file and empties it, as soon as no reader needs it and the writer does not do the same.
 pub(super) fn checkpoint(folder: &Path) -> Result<(), Error> {
     let sqlite = connect(&path(folder), OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    let is_busy = sqlite.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
+    // It waits for readers, and not for another checkpoint.
+    sqlite.busy_timeout(CHECKPOINT_PAUSE).map_err(|error| failure("empty the write-ahead log", error))?;
+    let truncate = || sqlite.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
+    let mut is_busy = truncate();
+    for _ in 0..CHECKPOINTS {
+        if !matches!(is_busy, Ok(true)) {
+            break;
+        }
+        std::thread::sleep(CHECKPOINT_PAUSE);
+        is_busy = truncate();
+    }
     match is_busy {
         Ok(false) => Ok(()),
         Ok(true) => {
@@ -172,7 +185,7 @@ pub(super) fn checkpoint(folder: &Path) -> Result<(), Error> {
     }
 }
 
-fn path(folder: &Path) -> PathBuf {
+pub(super) fn path(folder: &Path) -> PathBuf {
     folder.join("kinsync.sqlite")
 }
 
