@@ -63,8 +63,11 @@ impl Reserve {
     fn write(&self, size: u64) -> io::Result<()> {
         let mut file = private_file().open(&self.path)?;
         #[cfg(target_os = "linux")]
-        if rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size).is_ok() {
-            return Ok(());
+        match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size) {
+            Ok(()) => return Ok(()),
+            // Writing would take the rest of the disk from others for a moment.
+            Err(rustix::io::Errno::NOSPC) => return Err(rustix::io::Errno::NOSPC.into()),
+            Err(_) => {}
         }
         file.set_len(0)?;
         let block = vec![0; 1 << 20];

@@ -127,15 +127,17 @@ impl Writer {
         clock: Clock,
         config: Config,
     ) -> Self {
-        let reserve = Reserve::new(file.dir());
+        let mut reserve = Reserve::new(file.dir());
+        reserve.restore();
         let (trimmed, cleaned, is_failing) = (0, None, false);
-        Self { shared, file, reserve, window, next_id, trimmed, clock, config, cleaned, is_failing }
+        let writer =
+            Self { shared, file, reserve, window, next_id, trimmed, clock, config, cleaned, is_failing };
+        writer.report();
+        writer
     }
 
     /// Works until the queue is closed or dropped.
     pub(super) fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
-        self.reserve.restore();
-        self.report();
         let mut commands = Vec::with_capacity(ROUND);
         let mut closing = None;
         while closing.is_none() && inbox.blocking_recv_many(&mut commands, ROUND) > 0 {
