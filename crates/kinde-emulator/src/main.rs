@@ -13,7 +13,9 @@ use tracing_subscriber::{
 async fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     // Logs the values of a request body that cannot be decoded, which may be secrets.
-    let filter = cli.log.clone().with_target("axum::rejection", LevelFilter::OFF);
+    let filter = cli.log.clone();
+    let rest = filter.default_level().unwrap_or(LevelFilter::ERROR);
+    let filter = filter.with_default(rest).with_target("axum::rejection", LevelFilter::OFF);
     let logs = fmt::layer().with_writer(std::io::stderr);
     // On a terminal the default applies, which respects NO_COLOR.
     let logs = if std::io::stderr().is_terminal() { logs } else { logs.with_ansi(false) };

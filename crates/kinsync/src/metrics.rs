@@ -412,7 +412,7 @@ pub const METRICS: &[Metric] = &[
         kind: Kind::Counter,
         help: "Access tokens requested for the Management API",
     },
-    Metric { name: "kinsync_jwks_keys", kind: Kind::Gauge, help: "Known signing keys, by issuer" },
+    Metric { name: "kinsync_jwks_keys", kind: Kind::Gauge, help: "Signing keys that are used, by issuer" },
     Metric {
         name: "process_resident_memory_bytes",
         kind: Kind::Gauge,

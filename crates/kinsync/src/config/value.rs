@@ -341,7 +341,11 @@ pub fn log_format(text: &str) -> Result<LogFormat> {
 ///
 /// Targets without a level of their own log errors, so that `kinsync_engine=debug` hides none.
 pub fn log_filter(text: &str) -> Result<Targets> {
-    let filter: Targets = text.parse().map_err(|_| "is not a log filter")?;
+    // `Targets` takes an empty part for a level of all targets, and a span for a part of the name.
+    let parts: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+    let is_simple = parts.iter().all(|part| !part.contains('['));
+    let filter = Some(parts.join(",")).filter(|_| is_simple).and_then(|text| text.parse::<Targets>().ok());
+    let filter = filter.ok_or("is not a log filter")?;
     Ok(if filter.default_level().is_some() { filter } else { filter.with_default(LevelFilter::ERROR) })
 }
 
@@ -367,7 +371,10 @@ mod tests {
         let quiet = log_filter("off,kinsync_engine=debug").unwrap();
         assert!(!quiet.would_enable("mongodb", &Level::ERROR));
         assert!(log_filter("INFO").unwrap().would_enable("mongodb", &Level::INFO));
-        log_filter("info,kinsync=loud").unwrap_err();
+        assert!(log_filter("info,").unwrap().would_enable("mongodb", &Level::INFO));
+        for wrong in ["info,kinsync=loud", "kinsync[span]=debug", "kinsync[{user=1}]=debug"] {
+            log_filter(wrong).unwrap_err();
+        }
     }
 
     #[test]
