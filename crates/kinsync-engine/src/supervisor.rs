@@ -98,6 +98,18 @@ impl Supervisor {
         self.0.stop.child_token()
     }
 
+    /// Starts a task that may end by itself, for example one that waits for something once. A panic is logged and
+    /// reported; the task is not started again.
+    pub fn spawn_once(&self, component: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.components().entry(component).or_default();
+        let (supervisor, stop) = (self.clone(), self.0.stop.clone());
+        self.0.tasks.spawn(async move {
+            if let Some(Err(panic)) = stop.run_until_cancelled(AssertUnwindSafe(task).catch_unwind()).await {
+                supervisor.failed(component, panic_message(&*panic), "it is not restarted");
+            }
+        });
+    }
+
     /// Ends the process when this future returns an error: what it waits for cannot be restarted. `None` is an intended end.
     pub(crate) fn end_process_after<E>(
         &self,
@@ -273,6 +285,16 @@ mod tests {
         let started = tokio::time::Instant::now();
         let (supervisor, _) = supervised(6, || {}).await;
         assert!(started.elapsed() > Duration::from_secs(20), "{:?}", started.elapsed());
+        supervisor.stop().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_is_done_once_is_reported_and_not_restarted() {
+        let supervisor = Supervisor::default();
+        supervisor.spawn_once("once", async { panic!("out of range") });
+        tokio::time::sleep(MAX_PAUSE).await;
+        let status = supervisor.status()["once"].clone();
+        assert_eq!((status.restarts, status.failure.as_deref()), (0, Some("it panicked: out of range")));
         supervisor.stop().await;
     }
 
