@@ -60,8 +60,8 @@ impl KnownUsers {
         beside.load(store, ids).await
     }
 
-    /// Returns these users, each given once, in the same order, except those that still have the digest of their last load. A user whose row
-    /// is joined with something has no digest.
+    /// Returns these users in the same order, except those that still have the digest of their last load. Each id must be given once. A
+    /// row that is joined with something has no digest.
     ///
     /// # Errors
     /// As [`Self::load`].

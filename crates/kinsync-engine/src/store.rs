@@ -163,8 +163,8 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// Loads the rows of these users, in the same order; `None` for users that are not stored.
     async fn load(&self, ids: &[UserId]) -> Result<Vec<Option<Row>>, Error>;
 
-    /// Loads the rows of these users, each given once, in the same order, except of a user that still has the given digest: decoding takes
-    /// most of the time of a load. By default no user has a digest.
+    /// Loads the rows of these users in the same order, and leaves out those that still have the given digest: they are not decoded
+    /// again. Each id must be given once. By default no user has a digest.
     async fn reload(&self, users: &[(UserId, Option<Digest>)]) -> Result<Vec<Reloaded<Row>>, Error> {
         let ids: Vec<UserId> = users.iter().map(|(id, _)| id.clone()).collect();
         let rows = self.load(&ids).await?.into_iter();

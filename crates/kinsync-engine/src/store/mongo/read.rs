@@ -29,7 +29,7 @@ const CHUNK: usize = 1000;
 pub(super) const BATCH: u32 = 1000;
 
 /// A document with the Kinde id of a user.
-#[expect(clippy::large_enum_variant, reason = "a first load decodes all, and a box for each costs more")]
+#[expect(clippy::large_enum_variant, reason = "most are decoded, and live for a moment")]
 enum Found {
     /// It has a digest that was given.
     Unchanged(UserId),
